@@ -1,0 +1,131 @@
+"""Models from and to folders in Hugging Face layout."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from torchmask.errors import WeightsError
+from torchmask.models import llama
+from torchmask.models.family import Family, build_model
+from torchmask.models.weights import load_weights, save_weights
+from torchmask.modules.decoder import Decoder
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+def from_pretrained(
+    folder: str | Path, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
+    """The model in a Hugging Face folder, with its weights.
+
+    Args:
+        folder: holds config.json and safetensors, single or sharded.
+        dtype: of the parameters, whatever the files hold; a torch dtype or one of fp32, bf16, fp16, fp64.
+        device: `meta` builds the model without reading weights.
+
+    Raises:
+        WeightsError: a missing or damaged file, an unknown family, tensors that do not fit.
+    """
+    folder = Path(folder).expanduser()
+    model = from_config(folder, dtype=dtype, device=device, seed=None)
+    if torch.device(device).type != "meta":
+        load_pretrained(model, folder)
+    return model
+
+
+def from_config(
+    config: dict[str, Any] | str | Path,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int | None = 0,
+) -> Decoder:
+    """A model of any size of a known family, with random weights.
+
+    Args:
+        config: the content of a config.json, its path, or a folder that holds one.
+        dtype: of the parameters.
+        seed: of the random weights; None leaves them unset.
+
+    Raises:
+        WeightsError: no config.json, or one that names an unknown family.
+    """
+    content = read_config(config)
+    family = family_of(content)
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    try:
+        spec = family.spec_from_config(content)
+    except KeyError as error:
+        where = "config.json" if isinstance(config, dict) else str(config)
+        raise WeightsError("W05", f"config.json has no {error}", where=where, fix="get the file again") from error
+    return build_model(family, spec, dtype=dtype, device=device, config=content, seed=seed)
+
+
+def load_pretrained(model: Decoder, folder: str | Path) -> None:
+    """Fills a materialised model (whole, or sharded by FSDP2) with the weights of a folder."""
+    load_weights(model, Path(folder).expanduser(), family_of(model.hub_config).to_ours)
+
+
+def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes config.json and safetensors as transformers loads them; collective where the model is sharded.
+
+    Rank 0 writes; one whole tensor at a time is gathered. A tied head is not written, as on the Hub.
+
+    Args:
+        dtype: of the files; None keeps the parameters' own.
+    """
+    folder = Path(folder)
+    family = family_of(model.hub_config)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in model.named_parameters():  # a tied head comes once, as the embedding
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            yield family.to_hub(name), whole.to(dtype) if dtype is not None else whole
+
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        for _ in tensors():
+            pass
+        return
+    save_weights(folder, tensors())
+    written = dtype or model.embed_tokens.weight.dtype
+    config = {**model.hub_config, "torch_dtype": str(written).removeprefix("torch.")}
+    config.pop("dtype", None)  # the newer name of the same key
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
+    """The content of a config.json given as dict, file or folder."""
+    if isinstance(config, dict):
+        return config
+    path = Path(config).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            "W03", "no such file", where=str(path.absolute()), fix="name a model folder in Hugging Face layout"
+        ) from error
+    except ValueError as error:
+        raise WeightsError("W05", f"not valid JSON: {error}", where=str(path), fix="get the file again") from error
+
+
+def family_of(config: dict[str, Any]) -> Family:
+    """The family that a config.json names."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise WeightsError(
+            "W10",
+            f"model_type {model_type!r} is not a family torchmask knows; known: {', '.join(sorted(FAMILIES))}",
+            where="config.json",
+            fix="use a model of a known family",
+        )
+    return FAMILIES[model_type]

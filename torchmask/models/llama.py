@@ -1,0 +1,205 @@
+"""The Llama family: 2, 3, 3.1, 3.2, 3.3, Code Llama, TinyLlama, SmolLM2 and everything else with `model_type: llama`.
+
+A family is: a reading of config.json into a `DecoderSpec`, the way back, a table of weight names, and one line a size.
+"""
+
+from functools import partial
+from typing import Any
+
+from torchmask.errors import WeightsError
+from torchmask.models.family import Family, sized
+from torchmask.modules.decoder import DecoderSpec
+from torchmask.modules.rope import LinearRopeScaling, Llama3RopeScaling, RopeScaling
+
+MODEL_TYPE = "llama"
+ARCHITECTURE = "LlamaForCausalLM"
+
+# The Hub's names on the left, ours on the right; `{}` is the layer.
+WEIGHT_NAMES = {
+    "model.embed_tokens.weight": "embed_tokens.weight",
+    "model.layers.{}.input_layernorm.weight": "layers.{}.attn_norm.weight",
+    "model.layers.{}.self_attn.q_proj.weight": "layers.{}.attn.q_proj.weight",
+    "model.layers.{}.self_attn.k_proj.weight": "layers.{}.attn.k_proj.weight",
+    "model.layers.{}.self_attn.v_proj.weight": "layers.{}.attn.v_proj.weight",
+    "model.layers.{}.self_attn.o_proj.weight": "layers.{}.attn.o_proj.weight",
+    "model.layers.{}.self_attn.q_proj.bias": "layers.{}.attn.q_proj.bias",
+    "model.layers.{}.self_attn.k_proj.bias": "layers.{}.attn.k_proj.bias",
+    "model.layers.{}.self_attn.v_proj.bias": "layers.{}.attn.v_proj.bias",
+    "model.layers.{}.self_attn.o_proj.bias": "layers.{}.attn.o_proj.bias",
+    "model.layers.{}.post_attention_layernorm.weight": "layers.{}.mlp_norm.weight",
+    "model.layers.{}.mlp.gate_proj.weight": "layers.{}.mlp.gate_proj.weight",
+    "model.layers.{}.mlp.up_proj.weight": "layers.{}.mlp.up_proj.weight",
+    "model.layers.{}.mlp.down_proj.weight": "layers.{}.mlp.down_proj.weight",
+    "model.layers.{}.mlp.gate_proj.bias": "layers.{}.mlp.gate_proj.bias",
+    "model.layers.{}.mlp.up_proj.bias": "layers.{}.mlp.up_proj.bias",
+    "model.layers.{}.mlp.down_proj.bias": "layers.{}.mlp.down_proj.bias",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+
+
+def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
+    """The architecture that a config.json describes, rope in the old (`rope_scaling`) or the new spelling."""
+    embed_dim, num_heads = config["hidden_size"], config["num_attention_heads"]
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise WeightsError("W05", f"hidden_act is {activation!r}; the Llama family uses 'silu'", where="config.json")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return DecoderSpec(
+        vocab_size=config["vocab_size"],
+        embed_dim=embed_dim,
+        intermediate_dim=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_dim=config.get("head_dim") or embed_dim // num_heads,
+        max_seq_len=config.get("max_position_embeddings", 2048),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        rope_scaling=_rope_scaling(rope, config),
+        tie_embeddings=config.get("tie_word_embeddings", False),
+        attention_bias=config.get("attention_bias", False),
+        mlp_bias=config.get("mlp_bias", False),
+    )
+
+
+def _rope_scaling(rope: dict[str, Any], config: dict[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearRopeScaling(factor=rope["factor"])
+    if kind == "llama3":
+        return Llama3RopeScaling(
+            factor=rope["factor"],
+            low_freq_factor=rope["low_freq_factor"],
+            high_freq_factor=rope["high_freq_factor"],
+            original_max_seq_len=rope.get("original_max_position_embeddings") or config["max_position_embeddings"],
+        )
+    raise WeightsError(
+        "W05", f"rope scaling {kind!r} is not known; known: default, linear, llama3", where="config.json"
+    )
+
+
+def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
+    """The config.json of a model with this architecture, as transformers reads it."""
+    config = {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.embed_dim,
+        "intermediate_size": spec.intermediate_dim,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "max_position_embeddings": spec.max_seq_len,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope_base,
+        "rope_scaling": None,
+        "tie_word_embeddings": spec.tie_embeddings,
+        "attention_bias": spec.attention_bias,
+        "mlp_bias": spec.mlp_bias,
+        "hidden_act": "silu",
+    }
+    if isinstance(spec.rope_scaling, LinearRopeScaling):
+        config["rope_scaling"] = {"rope_type": "linear", "factor": spec.rope_scaling.factor}
+    elif isinstance(spec.rope_scaling, Llama3RopeScaling):
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": spec.rope_scaling.factor,
+            "low_freq_factor": spec.rope_scaling.low_freq_factor,
+            "high_freq_factor": spec.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": spec.rope_scaling.original_max_seq_len,
+        }
+    return config
+
+
+FAMILY = Family(
+    model_type=MODEL_TYPE,
+    spec_from_config=spec_from_config,
+    config_from_spec=config_from_spec,
+    weight_names=WEIGHT_NAMES,
+    derived=("rotary_emb.inv_freq",),  # a buffer that some old checkpoints wrote out
+)
+
+# Published sizes: https://arxiv.org/abs/2307.09288 (2), 2308.12950 (Code), 2407.21783 (3, 3.1), 2401.02385 (TinyLlama),
+# 2502.02737 (SmolLM2), and the config.json of each on the Hub.
+_llama2 = partial(DecoderSpec, vocab_size=32_000, head_dim=128, max_seq_len=4096)
+_code_llama = partial(_llama2, vocab_size=32_016, rope_base=1e6, max_seq_len=16_384)
+_llama3 = partial(DecoderSpec, vocab_size=128_256, num_kv_heads=8, head_dim=128, max_seq_len=8192, rope_base=500_000.0)
+_llama3_1 = partial(_llama3, max_seq_len=131_072, rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 8192))
+_llama3_2 = partial(
+    _llama3, max_seq_len=131_072, rope_scaling=Llama3RopeScaling(32.0, 1.0, 4.0, 8192), tie_embeddings=True
+)
+_smollm2 = partial(
+    DecoderSpec, vocab_size=49_152, head_dim=64, max_seq_len=8192, rope_base=100_000.0, tie_embeddings=True
+)
+
+_7b: dict[str, Any] = {
+    "embed_dim": 4096,
+    "intermediate_dim": 11_008,
+    "num_layers": 32,
+    "num_heads": 32,
+    "num_kv_heads": 32,
+}
+_13b: dict[str, Any] = {
+    "embed_dim": 5120,
+    "intermediate_dim": 13_824,
+    "num_layers": 40,
+    "num_heads": 40,
+    "num_kv_heads": 40,
+}
+_34b: dict[str, Any] = {
+    "embed_dim": 8192,
+    "intermediate_dim": 22_016,
+    "num_layers": 48,
+    "num_heads": 64,
+    "num_kv_heads": 8,
+}
+_70b: dict[str, Any] = {
+    "embed_dim": 8192,
+    "intermediate_dim": 28_672,
+    "num_layers": 80,
+    "num_heads": 64,
+    "num_kv_heads": 8,
+}
+_8b: dict[str, Any] = {"embed_dim": 4096, "intermediate_dim": 14_336, "num_layers": 32, "num_heads": 32}
+_70b_v3: dict[str, Any] = {"embed_dim": 8192, "intermediate_dim": 28_672, "num_layers": 80, "num_heads": 64}
+_405b: dict[str, Any] = {"embed_dim": 16_384, "intermediate_dim": 53_248, "num_layers": 126, "num_heads": 128}
+
+llama2_7b = sized(FAMILY, _llama2(**_7b))
+llama2_13b = sized(FAMILY, _llama2(**_13b))
+llama2_70b = sized(FAMILY, _llama2(**_70b))
+code_llama_7b = sized(FAMILY, _code_llama(**_7b))
+code_llama_13b = sized(FAMILY, _code_llama(**_13b))
+code_llama_34b = sized(FAMILY, _code_llama(**_34b, vocab_size=32_000))
+llama3_8b = sized(FAMILY, _llama3(**_8b))
+llama3_70b = sized(FAMILY, _llama3(**_70b_v3))
+llama3_1_8b = sized(FAMILY, _llama3_1(**_8b))
+llama3_1_70b = sized(FAMILY, _llama3_1(**_70b_v3))
+llama3_1_405b = sized(FAMILY, _llama3_1(**_405b))
+llama3_2_1b = sized(FAMILY, _llama3_2(embed_dim=2048, intermediate_dim=8192, num_layers=16, num_heads=32, head_dim=64))
+llama3_2_3b = sized(FAMILY, _llama3_2(embed_dim=3072, intermediate_dim=8192, num_layers=28, num_heads=24))
+llama3_3_70b = sized(FAMILY, _llama3_1(**_70b_v3))
+tinyllama_1b = sized(
+    FAMILY,
+    DecoderSpec(
+        vocab_size=32_000,
+        embed_dim=2048,
+        intermediate_dim=5632,
+        num_layers=22,
+        num_heads=32,
+        num_kv_heads=4,
+        head_dim=64,
+        max_seq_len=2048,
+    ),
+)
+smollm2_135m = sized(FAMILY, _smollm2(embed_dim=576, intermediate_dim=1536, num_layers=30, num_heads=9, num_kv_heads=3))
+smollm2_360m = sized(
+    FAMILY, _smollm2(embed_dim=960, intermediate_dim=2560, num_layers=32, num_heads=15, num_kv_heads=5)
+)
+smollm2_1_7b = sized(
+    FAMILY,
+    _smollm2(embed_dim=2048, intermediate_dim=8192, num_layers=24, num_heads=32, num_kv_heads=32, rope_base=130_000.0),
+)
