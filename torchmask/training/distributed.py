@@ -1,0 +1,63 @@
+"""Sharding over devices with FSDP2; nothing happens in a single process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from torchmask.modules.decoder import Decoder
+from torchmask.training.run import Run
+
+
+def shard(model: Decoder, run: Run) -> None:
+    """Shards each layer, then the rest, over all ranks; gradients are summed, not averaged, and summed in fp32.
+
+    The loss is divided by the global number of targets before `backward`, so a sum over ranks is the whole gradient.
+    """
+    if run.mesh is None:
+        return
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for layer in model.layers:
+        fully_shard(layer, mesh=run.mesh, mp_policy=policy)
+    # The head is used outside `forward` (by the loss), so the root's parameters stay gathered until the backward pass.
+    fully_shard(model, mesh=run.mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            if run.device.type == "cpu":
+                module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+
+
+def materialise(model: Decoder, run: Run) -> None:
+    """Gives a model built on `meta` real, unset memory on the run's device; each rank only its shards."""
+    model.to_empty(device=run.device)
+    model.tie_weights()
+
+
+def clip_grad_norm(model: nn.Module, max_norm: float | None) -> Tensor:
+    """The global gradient norm before clipping, fp32 scalar; gradients are scaled down to `max_norm` if it is set."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if max_norm is None else max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def model_tensors(model: Decoder) -> dict[str, Tensor]:
+    """The live parameters by name, whole or sharded, each once (a tied head is the embedding)."""
+    once = {name for name, _ in model.named_parameters()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in once}
+
+
+@contextmanager
+def inference(model: Decoder) -> Iterator[None]:
+    """No gradients inside; afterwards gathered parameters are sharded again."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        if isinstance(model, FSDPModule):
+            model.reshard()

@@ -1,0 +1,87 @@
+"""Choosing the checkpoint to go on from, and making sure that it belongs to this run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchmask.errors import ConfigError, WeightsError
+from torchmask.training.checkpoint import find_checkpoints, load_state, verify
+from torchmask.training.run import Run
+
+
+def choose_checkpoint(run: Run, choice: bool | str, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume from, verified by rank 0; collective.
+
+    Args:
+        choice: False = none; True = the newest of the run's folder that is whole (damaged ones are told of and passed
+            over), None if there is none yet; a path = that one.
+        say: tells people.
+
+    Raises:
+        WeightsError: the named checkpoint, or every one in the folder, is missing or damaged.
+    """
+    if choice is False:
+        return None
+    candidates = find_checkpoints(run.checkpoints_dir)[::-1] if choice is True else [Path(str(choice)).expanduser()]
+    if not candidates:
+        say(f"no checkpoint in {run.checkpoints_dir} yet: starting from the beginning")
+        return None
+    first_whole, problem = 0, None
+    if run.is_main:
+        first_whole, problem = _first_whole(candidates, say)
+    chosen = int(run.agree(float(first_whole))[0])  # the other ranks add 0
+    if chosen == len(candidates):
+        raise problem or WeightsError("W04", "no checkpoint is whole; rank 0 tells which", where=str(run.output_dir))
+    return candidates[chosen]
+
+
+def _first_whole(candidates: list[Path], say: Callable[[str], None]) -> tuple[int, WeightsError | None]:
+    problems: list[WeightsError] = []
+    for i, candidate in enumerate(candidates):
+        try:
+            verify(candidate)
+        except WeightsError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            say(f"WARNING {problem.where}: {problem.message}; going back to {candidate.name}")
+        return i, None
+    if len(problems) == 1:
+        return len(candidates), problems[0]
+    return len(candidates), WeightsError(
+        "K12",
+        "no checkpoint is whole: " + "; ".join(f"{Path(str(p.where)).name}: {p.message}" for p in problems),
+        where=str(candidates[0].parent),
+        fix="restore one of them from a copy, or start again with another output_dir",
+    )
+
+
+def check_belongs(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint's state, if everything that must not change has not.
+
+    Args:
+        facts: what was saved under the same names in `state["facts"]`, as this run has it.
+
+    Raises:
+        ConfigError: a setting that decides the result differs; all are shown, saved beside wanted.
+        WeightsError: the training data differs.
+    """
+    state = load_state(folder)
+    saved = state["facts"]
+    differing = sorted(name for name in facts if saved.get(name) != facts[name])
+    if differing == ["data"]:
+        raise WeightsError(
+            "D18",
+            f"the training data changed since the checkpoint: fingerprint {saved.get('data')}, now {facts['data']}",
+            where=str(folder),
+            fix="resume with the same rows, tokenizer and packing; or start a new run from this one's weights",
+        )
+    if differing:
+        rows = [f"    {name}: the checkpoint has {saved.get(name)!r}, this run {facts[name]!r}" for name in differing]
+        raise ConfigError(
+            "K09",
+            "the checkpoint was made with other settings:\n" + "\n".join(rows),
+            where=str(folder),
+            fix="set them back, or start a new run in another output_dir",
+        )
+    return state

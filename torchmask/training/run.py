@@ -1,0 +1,211 @@
+"""A run: its folder and lock, its device, its place among the ranks; one process or many behave alike.
+
+outputs/
+  config.yaml run.json metrics.jsonl logs/ checkpoints/ final/
+"""
+
+import json
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from torchmask.errors import ConfigError, EnvironmentFault
+from torchmask.training.seed import seed_everything
+from torchmask.training.stop import StopFlag, catch_signals, process_is_alive
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every part of a recipe may ask about the run it belongs to.
+
+    Attributes:
+        mesh: of all ranks; None for a single process.
+        stop: set when a signal asked the run to stop.
+    """
+
+    output_dir: Path
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    mesh: DeviceMesh | None = None
+    stop: StopFlag = field(default_factory=StopFlag)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Holds one folder a checkpoint."""
+        return self.output_dir / "checkpoints"
+
+    @property
+    def final_dir(self) -> Path:
+        """The exported model, in Hugging Face layout."""
+        return self.output_dir / "final"
+
+    def agree(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, through one all-reduce on the CPU (no device is waited for)."""
+        if self.mesh is None:
+            return list(values)
+        vector = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(vector)
+        return vector.tolist()
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.mesh is not None:
+            dist.barrier()
+
+
+@contextmanager
+def start_run(
+    output_dir: str | Path, *, device: str = "auto", seed: int = 0, resume: bool = False, timeout_seconds: float = 600.0
+) -> Iterator[Run]:
+    """Joins the other ranks if there are any, takes the output folder, seeds everything; undoes it at the end.
+
+    Args:
+        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
+        resume: the folder may hold this run's earlier checkpoints.
+        timeout_seconds: how long ranks wait for each other.
+
+    Raises:
+        ConfigError: the folder holds another run's checkpoints, or another process works in it.
+        EnvironmentFault: the folder cannot be written, or the device is not there.
+    """
+    chosen = choose_device(device)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mesh = None
+    if "RANK" in os.environ:
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        mesh = init_device_mesh(chosen.type, (world_size,)) if world_size > 1 else None
+    run = Run(Path(output_dir).expanduser(), chosen, rank, world_size, mesh)
+    seed_everything(seed, rank=rank)
+    with catch_signals(run.stop):
+        _take_folder(run, resume=resume)
+        try:
+            yield run
+            run.barrier()  # before the group is destroyed, else one rank in three aborts at exit
+        finally:
+            if run.is_main:
+                (run.output_dir / LOCK).unlink(missing_ok=True)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a name stands for; on a machine with several GPUs each rank takes its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("C09", f"device is {name!r}", fix="use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise EnvironmentFault(
+                "R14", f"device is {name!r}, but torch finds no CUDA device", fix="device=auto picks what is there"
+            )
+        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        if index >= count:
+            raise EnvironmentFault(
+                "R14", f"device cuda:{index} asked for, there are {count}", fix="use fewer processes"
+            )
+        return torch.device("cuda", index)
+    return device
+
+
+def _take_folder(run: Run, *, resume: bool) -> None:
+    """Rank 0 checks and locks the folder; all ranks learn whether it may be used."""
+    problem: Exception | None = None
+    if run.is_main:
+        try:
+            _check_and_lock(run, resume=resume)
+        except (OSError, ConfigError) as error:
+            problem = error
+    if run.agree(float(problem is not None))[0]:
+        if isinstance(problem, OSError):
+            raise EnvironmentFault(
+                "K05",
+                f"the output folder cannot be written: {problem.strerror or problem}",
+                where=str(run.output_dir.absolute()),
+                fix="set output_dir to a folder you may write to",
+            ) from problem
+        raise problem or ConfigError("K05", "rank 0 could not take the output folder", where=str(run.output_dir))
+
+
+def _check_and_lock(run: Run, *, resume: bool) -> None:
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    held = sorted(p.name for p in run.checkpoints_dir.glob("step-*"))
+    held += ["final"] if run.final_dir.exists() else []
+    if held and not resume:
+        raise ConfigError(
+            "K05",
+            f"the output folder already holds a run ({held[-1]}{f' and {len(held) - 1} more' if held[1:] else ''})",
+            where=str(run.output_dir),
+            fix="set output_dir to another folder, or resume_from_checkpoint=true to go on with this run",
+        )
+    lock = run.output_dir / LOCK
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    for _ in range(2):
+        try:
+            with os.fdopen(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as f:
+                f.write(mine)
+            return
+        except FileExistsError:
+            owner = _owner(lock)
+            if owner.get("host") == socket.gethostname() and not process_is_alive(int(owner.get("pid", 0))):
+                lock.unlink(missing_ok=True)  # its process is gone: take the folder over
+                continue
+            raise ConfigError(
+                "K06",
+                f"process {owner.get('pid')} on {owner.get('host')} works in this output folder",
+                where=str(lock),
+                fix="wait for it, choose another output_dir, or delete the lock if that process is gone",
+            ) from None
+
+
+def _owner(lock: Path) -> dict[str, str]:
+    try:
+        return json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_run_json(run: Run, **facts: object) -> None:
+    """run.json: how this run was started, with versions; readable by its owner only."""
+    if not run.is_main:
+        return
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    content = {"argv": sys.argv[1:], "host": socket.gethostname(), "world_size": run.world_size, "versions": versions}
+    path = run.output_dir / "run.json"
+    path.touch(mode=0o600, exist_ok=True)
+    path.write_text(json.dumps({**content, **facts}, indent=2, default=str) + "\n")
+
+
+def any_rank(run: Run, flag: bool) -> bool:
+    """Whether the flag is set on some rank; collective."""
+    return run.agree(float(flag))[0] > 0
+
+
+def ranks_share(total: Sequence[int], run: Run) -> Sequence[int]:
+    """This rank's equal, contiguous share of a list whose length the world size divides."""
+    size = len(total) // run.world_size
+    return total[run.rank * size : (run.rank + 1) * size]
