@@ -78,12 +78,16 @@ class Rendered:
         kinds: [n] uint8 of `TokenKind`. A token that covers the edge of header and content counts as content.
         turns: [n] int32, index of the message each token belongs to; -1 where it belongs to none.
         num_straddlers: how many tokens cover both structure and content.
+        content_starts, content_ends: [n] int32, the characters of its message's text that a token covers; -1 where it
+            stands for none of them. None where the tokenizer does not say.
     """
 
     tokens: npt.NDArray[np.int32]
     kinds: npt.NDArray[np.uint8]
     turns: npt.NDArray[np.int32]
     num_straddlers: int = 0
+    content_starts: npt.NDArray[np.int32] | None = None
+    content_ends: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from torchmask.errors import ConfigError, WeightsError
-from torchmask.training.optim import Optimizer, build_optimizer, round_stochastically
+from torchmask.training.bf16_updates import Optimizer, round_stochastically
+from torchmask.training.optim import build_optimizer
 
 
 def tiny_model(dtype=torch.float32, seed=0):

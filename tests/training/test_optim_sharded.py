@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,38 +101,44 @@ CHECKS = {
 }
 
 
-def run_on_two_ranks(check, folder):
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What each check came to on each rank, from one pair of processes that makes all of them."""
+    folder = tmp_path_factory.mktemp("two_ranks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, check, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    command = [sys.executable, __file__, str(folder)]
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+        codes = [process.wait(timeout=180) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    assert codes == [0, 0]
+    return {check: [(folder / f"{check}-{rank}.txt").read_text() for rank in range(2)] for check in CHECKS}
 
 
 @pytest.mark.parametrize("bf16_updates", ["master_weights", "stochastic_rounding"])
-def test_sharded_bf16_training_resumes_bit_equal_through_dcp(tmp_path, bf16_updates):
-    run_on_two_ranks(bf16_updates, tmp_path)
+def test_sharded_bf16_training_resumes_bit_equal_through_dcp(outcomes, bf16_updates):
+    assert outcomes[bf16_updates] == ["passed", "passed"]
 
 
-def test_replicas_of_a_weight_round_alike(tmp_path):
-    run_on_two_ranks("replicas", tmp_path)
+def test_replicas_of_a_weight_round_alike(outcomes):
+    assert outcomes["replicas"] == ["passed", "passed"]
+
+
+def main(folder, rank):
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
+    for check, function in CHECKS.items():
+        try:
+            function(rank, f"{folder}/{check}")
+            outcome = "passed"
+        except Exception:
+            outcome = traceback.format_exc()
+        Path(folder, f"{check}-{rank}.txt").write_text(outcome)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    check, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
-    CHECKS[check](rank, folder)
-    dist.barrier()
-    dist.destroy_process_group()
+    main(sys.argv[1], int(sys.argv[2]))

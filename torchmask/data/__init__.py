@@ -1,1 +1,81 @@
-"""."""
+"""Rows of any source -> messages -> samples -> packs -> batches, and the ledger of what became of every token.
+
+Names are resolved on first use: only `Batch`, `collate` and `filler` need torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchmask.data.batch import Batch, collate, filler
+    from torchmask.data.builders import (
+        alpaca_dataset,
+        chat_dataset,
+        instruct_dataset,
+        squad_dataset,
+        text_completion_dataset,
+    )
+    from torchmask.data.formats import Conversation
+    from torchmask.data.masks import MaskPolicy, mask_of
+    from torchmask.data.packing import Pack, PackedDataset, Placement, Plan, plan_packs
+    from torchmask.data.rendering import render_conversation, render_prompt, render_raw, render_text
+    from torchmask.data.report import format_ledger
+    from torchmask.data.rows import Row
+    from torchmask.data.sample import Sample, Samples, SamplesBuilder
+    from torchmask.data.sources import open_source
+    from torchmask.data.squad import squad_conversation, squad_rows
+    from torchmask.data.view import write_masks_html
+
+__all__ = [
+    "Batch",
+    "Conversation",
+    "MaskPolicy",
+    "Pack",
+    "PackedDataset",
+    "Placement",
+    "Plan",
+    "Row",
+    "Sample",
+    "Samples",
+    "SamplesBuilder",
+    "alpaca_dataset",
+    "chat_dataset",
+    "collate",
+    "filler",
+    "format_ledger",
+    "instruct_dataset",
+    "mask_of",
+    "open_source",
+    "plan_packs",
+    "render_conversation",
+    "render_prompt",
+    "render_raw",
+    "render_text",
+    "squad_conversation",
+    "squad_dataset",
+    "squad_rows",
+    "text_completion_dataset",
+    "write_masks_html",
+]
+
+_MODULES = {
+    "batch": ("Batch", "collate", "filler"),
+    "builders": ("alpaca_dataset", "chat_dataset", "instruct_dataset", "squad_dataset", "text_completion_dataset"),
+    "formats": ("Conversation",),
+    "masks": ("MaskPolicy", "mask_of"),
+    "packing": ("Pack", "PackedDataset", "Placement", "Plan", "plan_packs"),
+    "rendering": ("render_conversation", "render_prompt", "render_raw", "render_text"),
+    "report": ("format_ledger",),
+    "rows": ("Row",),
+    "sample": ("Sample", "Samples", "SamplesBuilder"),
+    "sources": ("open_source",),
+    "squad": ("squad_conversation", "squad_rows"),
+    "view": ("write_masks_html",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"torchmask.data.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'torchmask.data' has no attribute {name!r}")

@@ -1,9 +1,8 @@
 """Safetensors in and out: streaming, one tensor in memory at a time, straight into whole or sharded parameters.
 
 The Hub's layout (`model.safetensors`, or shards with `model.safetensors.index.json`) is read and written. Names are
-mapped by a family's table; nothing here knows a family. Every fault of a file names the file, what was found and the way
-out,
-since the library's own messages name no file.
+mapped by a family's table; nothing here knows a family. Every fault of a file is told with the file's name, what was
+found and the way out, since the library's own messages name no file.
 """
 
 import json

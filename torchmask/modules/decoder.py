@@ -145,15 +145,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, num_rows: int, num_slots: int) -> KVCache:
         """An empty cache for `num_rows` sequences of up to `num_slots` tokens."""
-        spec = self.spec
-        return KVCache(
-            num_rows,
-            num_slots,
-            num_layers=spec.num_layers,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            like=self.embed_tokens.weight,
-        )
+        return KVCache(num_rows, num_slots, num_layers=self.spec.num_layers, device=self.embed_tokens.weight.device)
 
     def _backend(self, device: torch.device) -> str:
         if self.attention == "auto":

@@ -6,9 +6,7 @@ outputs/
 
 import json
 import os
-import platform
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -187,17 +185,6 @@ def _owner(lock: Path) -> dict[str, str]:
         return json.loads(lock.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def write_run_json(run: Run, **facts: object) -> None:
-    """run.json: how this run was started, with versions; readable by its owner only."""
-    if not run.is_main:
-        return
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    content = {"argv": sys.argv[1:], "host": socket.gethostname(), "world_size": run.world_size, "versions": versions}
-    path = run.output_dir / "run.json"
-    path.touch(mode=0o600, exist_ok=True)
-    path.write_text(json.dumps({**content, **facts}, indent=2, default=str) + "\n")
 
 
 def any_rank(run: Run, flag: bool) -> bool:

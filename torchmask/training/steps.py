@@ -116,3 +116,12 @@ def _micro_batches(ids: Sequence[int], total: int, batch_size: int, run: Run) ->
     if run.world_size == 1:  # nobody waits for us: leave out what would compute nothing
         batches = [b for b in batches if any(i != _FILLER for i in b)]
     return batches
+
+
+def due(done: int, every: int | None, otherwise: bool) -> bool:
+    """Whether something that happens every so many steps happens after step `done`; `otherwise` where it never does.
+
+    >>> due(10, 5, False), due(11, 5, True), due(11, None, True)
+    (True, False, True)
+    """
+    return done % every == 0 if every else otherwise

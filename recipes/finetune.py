@@ -1,0 +1,349 @@
+"""Fine-tune all weights of a causal language model, or go on with its pre-training; one device or many.
+
+    torchmask run finetune --config tiny/qa
+    torchmask run --nproc-per-node 8 finetune --config llama3_2/1b_full
+
+What is learned is decided by the dataset's masks, what is seen by the packs. The loss of an optimizer step is the sum
+over all its trained tokens divided by their number, whatever the micro-batches and ranks. A run can be stopped at any
+time (Ctrl-C, SIGTERM) and goes on bit for bit where it was with `resume_from_checkpoint=true`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchmask.config import Component, component, instantiate
+from torchmask.data import (
+    Batch,
+    PackedDataset,
+    collate,
+    filler,
+    format_ledger,
+    render_prompt,
+    squad_conversation,
+    squad_rows,
+    write_masks_html,
+)
+from torchmask.errors import ConfigError, DivergedError, StopRequested, WeightsError
+from torchmask.evaluation import SquadEvaluation, evaluate_squad, format_before_after
+from torchmask.generation import generate
+from torchmask.models import init_weights, load_pretrained, save_pretrained
+from torchmask.modules import Decoder, linear_cross_entropy
+from torchmask.training import (
+    Console,
+    MetricsLog,
+    Optimizer,
+    Run,
+    Speed,
+    StepPlan,
+    build_optimizer,
+    check_belongs,
+    checkpoint_activations,
+    choose_checkpoint,
+    clip_grad_norm,
+    compile_layers,
+    due,
+    inference,
+    load_tensors,
+    loss_png,
+    materialise,
+    model_tensors,
+    plan_steps,
+    restore_rng,
+    save_checkpoint,
+    shard,
+    start_run,
+    step_rows,
+    validation_rows,
+    write_record,
+)
+
+FIXED = ("model", "dtype", "packing", "optimizer", "bf16_updates", "clip_grad_norm", "seed")  # a resumed run keeps them
+RESUME = "the same command with resume_from_checkpoint=true goes on from here"
+ADAMW = {"_component_": "torch.optim.AdamW", "lr": 2e-5}
+COSINE = {"_component_": "torchmask.training.cosine_schedule", "warmup_ratio": 0.03}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents become rows."""
+
+    max_seq_len: int = 2048  # slots of a row
+    strategy: str = "best_fit"  # best_fit | first_fit | in_order | split | none (one document a row)
+    over_length: str = "error"  # a document longer than a row: error | truncate | split | drop
+    truncate_side: str = "right"  # which end truncation removes: right | left (keeps the first token)
+    no_targets: str = "drop"  # a document without a trained token: drop | keep | error
+    trim_tail: bool = False  # leave out what follows a document's last trained token
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Questions answered before and after training, scored by exact match."""
+
+    source: str  # SQuAD v2 shaped JSON
+    num_questions: int | None = 200  # the first so many; null = all
+    batch_size: int = 100  # questions answered at a time
+    max_new_tokens: int = 48  # tokens an answer may have
+
+
+@dataclass(frozen=True)
+class Config:
+    """What can be set; every key is checked before anything is loaded."""
+
+    output_dir: str  # where everything is written
+    model: Component = component("dtype=", "device=")  # architecture: torchmask.models.from_pretrained, a builder, ...
+    tokenizer: Component  # turns text into tokens: torchmask.tokenizers.from_pretrained
+    dataset: Component = component("tokenizer")  # training rows
+    dataset_val: Component | None = component("tokenizer", default=None)  # validation rows
+    packing: Packing = field(default_factory=Packing)  # how documents become rows
+    checkpoint_dir: str | None = None  # weights to start from; null = those of the model's folder, else random ones
+
+    epochs: int = 1  # passes over the data
+    max_steps_per_epoch: int | None = None  # stop an epoch early
+    batch_size: int = 1  # rows of a micro-batch, on each device
+    gradient_accumulation_steps: int = 1  # micro-batches an optimizer step
+    optimizer: Component = component("params", default=ADAMW)  # any torch optimizer, torchao's too
+    lr_scheduler: Component = component("num_steps=", default=COSINE)  # torchmask.training.*_schedule
+    bf16_updates: str = "master_weights"  # bf16 parameters take small updates by: master_weights | stochastic_rounding
+    clip_grad_norm: float | None = 1.0  # the gradient is scaled down to this norm; null = never
+
+    seed: int = 0  # of weights, data order and dropout
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "fp32"  # of the parameters: fp32 | bf16
+    compile: bool = False  # torch.compile each layer
+    enable_activation_checkpointing: bool = False  # compute activations again in the backward pass to save memory
+
+    run_val_every_n_steps: int | None = None  # null = at the end of each epoch
+    evaluate: Evaluate | None = None  # questions to answer before and after
+    log_every_n_steps: int = 1  # a line in metrics.jsonl and the log
+    metric_logger: Component | None = None  # beside metrics.jsonl: torchmask.training.TensorBoardLogger, WandBLogger
+    save_every_n_steps: int | None = None  # checkpoints beside those at the end of each epoch
+    keep_last_n: int | None = 2  # checkpoints kept; null = all
+    resume_from_checkpoint: bool | str = False  # true = the newest in output_dir; or a checkpoint's path
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "gradient_accumulation_steps", "log_every_n_steps")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError("C13", f"{name} is {getattr(self, name)}, must be at least 1", where=name)
+        for name in ("max_steps_per_epoch", "run_val_every_n_steps", "save_every_n_steps", "keep_last_n"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError("C13", f"{name} is {getattr(self, name)}, must be at least 1 or null", where=name)
+
+
+def main(cfg: Config) -> None:
+    """Trains, from configuration to exported model."""
+    resume = cfg.resume_from_checkpoint is not False
+    with (
+        start_run(cfg.output_dir, device=cfg.device, seed=cfg.seed, resume=resume) as run,
+        Console(enabled=run.is_main) as console,
+    ):
+        write_record(run, asdict(cfg))
+        loggers = [instantiate(cfg.metric_logger)] if cfg.metric_logger and run.is_main else []
+
+        tokenizer = instantiate(cfg.tokenizer)
+        packs = PackedDataset(instantiate(cfg.dataset, tokenizer), **asdict(cfg.packing))
+        console.say(format_ledger(packs.report))
+        packs_val = None
+        if cfg.dataset_val is not None:
+            packs_val = PackedDataset(instantiate(cfg.dataset_val, tokenizer), **asdict(cfg.packing))
+            console.say(format_ledger(packs_val.report, title="validation data"))
+
+        facts = {"data": packs.samples.fingerprint, **{name: asdict(cfg)[name] for name in FIXED}}
+        checkpoint = choose_checkpoint(run, cfg.resume_from_checkpoint, console.say)
+        state = check_belongs(checkpoint, facts) if checkpoint else {"step": 0, "global_batch": None}
+        plan = plan_steps(
+            packs,
+            run,
+            batch_size=cfg.batch_size,
+            gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+            epochs=cfg.epochs,
+            max_steps_per_epoch=cfg.max_steps_per_epoch,
+            seed=cfg.seed,
+            global_batch=state["global_batch"],
+        )
+        schedule = instantiate(cfg.lr_scheduler, num_steps=plan.num_steps)
+
+        model = instantiate(cfg.model, dtype=cfg.dtype, device="meta")
+        check_vocabulary(packs, model)
+        checkpoint_activations(model, cfg.enable_activation_checkpointing)
+        compile_layers(model, cfg.compile)
+        shard(model, run)
+        materialise(model, run)
+        weights = checkpoint or cfg.checkpoint_dir or cfg.model.get("folder")
+        make_optimizer = partial(instantiate, cfg.optimizer)
+        optimizer = build_optimizer(model, make_optimizer, bf16_updates=cfg.bf16_updates, seed=cfg.seed)
+        if checkpoint:
+            load_checkpoint(run, checkpoint, model, optimizer)
+        elif weights:
+            load_pretrained(model, weights)
+        else:
+            init_weights(model, seed=cfg.seed)
+        console.header(
+            model=model,
+            packs=packs.report,
+            plan=plan,
+            optimizer=optimizer.describe(),
+            run=run,
+            weights=weights,
+            schedule=schedule,
+            first_step=state["step"],
+        )
+
+        before = answer_questions(cfg, model, tokenizer)
+        save = partial(save_run, cfg, run, model, optimizer, plan, facts)
+        steps = console.track(range(state["step"], plan.num_steps), plan.num_steps)
+        with MetricsLog(run.output_dir, resume_step=state["step"], loggers=loggers, enabled=run.is_main) as metrics:
+            train(cfg, run, model, optimizer, schedule, steps, plan, packs, packs_val, save, metrics, console)
+        after = answer_questions(cfg, model, tokenizer)
+
+        save_pretrained(model, run.final_dir)
+        if run.is_main:
+            tokenizer.save(run.final_dir)
+            write_masks_html(run.output_dir / "masks.html", packs, tokenizer.id_to_piece)
+            loss_png(run.output_dir / "metrics.jsonl", run.output_dir / "loss.png")
+            console.summary(run.output_dir)
+            if before and after:
+                console.say(format_before_after(before, after))
+
+
+def train(
+    cfg: Config,
+    run: Run,
+    model: Decoder,
+    optimizer: Optimizer,
+    schedule: Callable[[int], float],
+    steps: Iterable[int],
+    plan: StepPlan,
+    packs: PackedDataset,
+    packs_val: PackedDataset | None,
+    save: Callable[[int], None],
+    metrics: MetricsLog,
+    console: Console,
+) -> None:
+    """Takes the optimizer steps; validates, logs and saves when due."""
+    speed = Speed(run)
+    run.stop.deferred = True  # from here on a signal waits for the end of the step
+    for step in steps:
+        batches = [fetch(cfg, packs, ids) for ids in step_rows(packs, plan, step, run)]
+        num_targets, stop = run.agree(sum(b.num_targets for b in batches), run.stop.is_set)
+        if stop:
+            save(step)
+            raise StopRequested(
+                "R03", f"stopped by {run.stop.signal_name} after step {step}, which is saved", fix=RESUME
+            )
+
+        optimizer.set_lr(schedule(step))
+        losses = [backward(model, batch.to(run.device), num_targets) for batch in batches]
+        grad_norm = float(clip_grad_norm(model, cfg.clip_grad_norm))
+        loss, num_tokens, num_slots = run.agree(
+            float(sum(losses)), sum(b.num_tokens for b in batches), sum(b.tokens.numel() for b in batches)
+        )
+        if not math.isfinite(loss + grad_norm):
+            raise DivergedError(
+                "R01",
+                f"loss {loss:g}, gradient norm {grad_norm:g} at step {step + 1}; the weights were not updated",
+                fix="lower optimizer.lr, warm up longer, or look at this step's rows; the last checkpoint stands",
+            )
+        if num_targets:  # a step without any target changes nothing
+            optimizer.step()
+        optimizer.zero_grad()
+        speed.add(num_tokens=num_tokens, num_trained_tokens=num_targets, num_slots=num_slots)
+
+        done, ends_epoch = step + 1, plan.ends_epoch(step)
+        validates = packs_val is not None and due(done, cfg.run_val_every_n_steps, ends_epoch)
+        if validates or done == plan.num_steps or due(done, cfg.log_every_n_steps, False):
+            values = {"loss": loss, "lr": optimizer.lr, "grad_norm": grad_norm, **speed.take()}
+            if validates:
+                values["val_loss"] = validate(cfg, run, model, packs_val)
+            metrics.log(done, num_targets=int(num_targets), **values)
+            console.step(done, values)
+        if ends_epoch or due(done, cfg.save_every_n_steps, False):
+            save(done)
+        if validates or ends_epoch:
+            speed.restart()
+
+
+def fetch(cfg: Config, packs: PackedDataset, ids: list[int]) -> Batch:
+    """The rows of a micro-batch, padded to the longest (to one length where layers are compiled)."""
+    rows = [packs[i] if i >= 0 else filler() for i in ids]
+    return collate(rows, pad_to=cfg.packing.max_seq_len if cfg.compile else None)
+
+
+def loss_of(model: Decoder, batch: Batch) -> torch.Tensor:
+    """The sum of the weighted negative log likelihoods of a micro-batch, fp32 scalar: change it here."""
+    hidden = model(batch.tokens, batch.positions, batch.visible_until)
+    return linear_cross_entropy(hidden, model.lm_head, batch.labels, batch.weights)
+
+
+def backward(model: Decoder, batch: Batch, num_targets: float) -> torch.Tensor:
+    """Adds the micro-batch's share of the step's gradient; returns its share of the step's loss."""
+    loss = loss_of(model, batch) / max(num_targets, 1.0)
+    loss.backward()
+    return loss.detach()
+
+
+def validate(cfg: Config, run: Run, model: Decoder, packs: PackedDataset) -> float:
+    """The mean loss of all trained tokens of the validation rows."""
+    loss = num_targets = 0.0
+    with inference(model):
+        for ids in validation_rows(packs, cfg.batch_size, run):
+            batch = fetch(cfg, packs, ids)
+            loss += float(loss_of(model, batch.to(run.device)))
+            num_targets += batch.num_targets
+    loss, num_targets = run.agree(loss, num_targets)
+    return loss / max(num_targets, 1.0)
+
+
+def answer_questions(cfg: Config, model: Decoder, tokenizer: Any) -> SquadEvaluation | None:
+    """Scores of greedy answers to the evaluation's questions, with a few of them; every rank computes the same."""
+    if cfg.evaluate is None:
+        return None
+    chosen = cfg.evaluate
+
+    def answer(questions: Sequence[Mapping[str, Any]]) -> list[str]:
+        prompts = [render_prompt(tokenizer, squad_conversation(q, with_answer=False)) for q in questions]
+        answers: list[str] = []
+        for i in range(0, len(prompts), chosen.batch_size):
+            batch = [list(p) for p in prompts[i : i + chosen.batch_size]]
+            new = generate(model, batch, max_new_tokens=chosen.max_new_tokens, stop_ids=tokenizer.stop_ids)
+            answers += [tokenizer.decode(tokens) for tokens in new]
+        return answers
+
+    with inference(model):
+        return evaluate_squad(squad_rows(chosen.source, max_rows=chosen.num_questions), answer)
+
+
+def check_vocabulary(packs: PackedDataset, model: Decoder) -> None:
+    """Stops if the data has ids the model has no embedding for: the tokenizer of another model."""
+    largest = int(packs.samples.tokens.max())
+    if largest >= model.spec.vocab_size:
+        raise WeightsError(
+            "D15",
+            f"the data has token id {largest}, the model has {model.spec.vocab_size} embeddings",
+            where="tokenizer",
+            fix="use the tokenizer that belongs to the model",
+        )
+
+
+def load_checkpoint(run: Run, folder: Path, model: Decoder, optimizer: Optimizer) -> None:
+    """Everything as it was when the checkpoint was saved."""
+    load_tensors(run, folder, "model", model_tensors(model))
+    table = optimizer.state_dict()
+    load_tensors(run, folder, "optim", table)
+    optimizer.load_state_dict(table)
+    restore_rng(run, folder)
+
+
+def save_run(
+    cfg: Config, run: Run, model: Decoder, optimizer: Optimizer, plan: StepPlan, facts: dict[str, Any], step: int
+) -> None:
+    """A checkpoint after `step` optimizer steps."""
+    tensors = {"model": model_tensors(model), "optim": optimizer.state_dict()}
+    state = {"facts": facts, "global_batch": plan.global_batch}
+    save_checkpoint(run, step, tensors, state, keep_last_n=cfg.keep_last_n)

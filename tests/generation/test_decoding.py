@@ -1,0 +1,251 @@
+"""Decoding against transformers and against the model without a cache, alone and in batches of unequal prompts."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from torchmask.errors import ConfigError, DataError, DivergedError
+from torchmask.generation import generate
+from torchmask.models import from_config, from_pretrained
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,  # wide, so that what follows depends on the whole prompt
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS = {
+    "gqa": {},
+    "llama3_rope": {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500_000.0},
+    "tied": {"tie_word_embeddings": True},
+}
+PROMPTS = [[5, 9, 17, 33, 2], [1], [7] * 3 + [20, 21, 22, 23, 24, 25], [60, 61], [3, 1, 4, 1, 5, 9, 2, 6]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """fp64, so that batches cannot move an argmax or a draw by rounding."""
+    return from_config(TINY, dtype=torch.float64, seed=3)
+
+
+def _without_cache(model, prompt, num_tokens):
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(model.lm_head(model(torch.tensor([tokens])))[0, -1].argmax().item())
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_tokens_of_unequal_prompts_equal_those_of_transformers(variant, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = {**TINY, **VARIANTS[variant]}
+    torch.manual_seed(1)
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config, eos_token_id=None, pad_token_id=0))
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = theirs.double().eval()
+    longest = max(map(len, PROMPTS))
+    expected = theirs.generate(
+        torch.tensor([[0] * (longest - len(p)) + p for p in PROMPTS]),
+        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in PROMPTS]),
+        max_new_tokens=64,
+        do_sample=False,
+    )[:, longest:]
+    found = generate(from_pretrained(tmp_path, dtype="fp64"), PROMPTS, max_new_tokens=64)
+    assert found == expected.tolist()
+    assert len({tuple(row) for row in found}) == len(PROMPTS)  # the prompts matter
+
+
+def test_greedy_tokens_of_stories260k_equal_the_golden(assets):
+    folder = assets / "checkpoints" / "stories260k"
+    bos, *expected = load_file(folder / "golden.safetensors")["greedy_ids"].tolist()
+    assert len(expected) == 200
+    assert generate(from_pretrained(folder), [[bos]], max_new_tokens=200) == [expected]
+
+
+def test_a_completion_equals_the_argmax_of_full_forward_passes(model):
+    found = generate(model, PROMPTS, max_new_tokens=20)
+    assert found == [_without_cache(model, prompt, 20) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.9, "seed": 4}, {"temperature": 1.0, "top_p": 0.8, "seed": 4}]
+)
+def test_a_completion_does_not_depend_on_the_prompts_beside_it(model, options):
+    together = generate(model, PROMPTS, max_new_tokens=20, **options)
+    alone = [generate(model, [p], max_new_tokens=20, first_index=i, **options)[0] for i, p in enumerate(PROMPTS)]
+    assert together == alone
+
+
+def test_a_prompt_that_comes_twice_is_drawn_twice(model):
+    first, second = generate(model, [[5, 6]] * 2, max_new_tokens=20, temperature=1.0, seed=0)
+    assert first != second
+
+
+def test_sampling_repeats_with_its_seed_and_not_with_another(model):
+    runs = [generate(model, PROMPTS, max_new_tokens=20, temperature=1.0, seed=seed) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_without_a_seed_every_call_draws_anew(model):
+    runs = [generate(model, PROMPTS, max_new_tokens=20, temperature=1.0) for _ in range(2)]
+    assert runs[0] != runs[1]
+
+
+def test_more_tokens_begin_with_fewer(model):
+    short, long = (generate(model, PROMPTS, max_new_tokens=n, temperature=1.0, seed=0) for n in (5, 30))
+    assert [row[:5] for row in long] == short
+
+
+def test_top_k_of_one_is_greedy(model):
+    greedy = generate(model, PROMPTS, max_new_tokens=20)
+    assert generate(model, PROMPTS, max_new_tokens=20, temperature=2.0, top_k=1, seed=0) == greedy
+
+
+def test_a_completion_ends_before_its_stop_token(model):
+    free = generate(model, PROMPTS, max_new_tokens=30)
+    stops = {free[0][4], free[2][11]}
+
+    def cut(row):
+        return row[: next((i for i, token in enumerate(row) if token in stops), len(row))]
+
+    expected = [cut(row) for row in free]
+    assert len({len(row) for row in expected}) > 2  # rows end at different steps, so that some are dropped on the way
+    assert generate(model, PROMPTS, max_new_tokens=30, stop_ids=sorted(stops)) == expected
+
+
+def test_finished_rows_are_dropped_from_the_batch(model, monkeypatch):
+    num_rows = []
+    forward = type(model).forward
+
+    def counting(self, tokens, *args, **kwargs):
+        num_rows.append(tokens.shape[0])
+        return forward(self, tokens, *args, **kwargs)
+
+    left = [3, 6, 6, 9, 99]  # how many tokens each row is allowed
+    monkeypatch.setattr(type(model), "forward", counting)
+    found = generate(
+        model, PROMPTS, max_new_tokens=12, on_token=lambda i, t: left.__setitem__(i, left[i] - 1) or not left[i]
+    )
+    assert [len(row) for row in found] == [3, 6, 6, 9, 12]
+    assert num_rows == [5] * 6 + [2] * 3 + [1] * 3
+
+
+def test_dropping_finished_rows_does_not_change_the_draws_of_the_others(model):
+    options = {"max_new_tokens": 20, "temperature": 1.0, "seed": 0}
+    free = generate(model, PROMPTS, **options)
+    left = [1, 1, 1, 99, 3]
+    found = generate(model, PROMPTS, **options, on_token=lambda i, t: left.__setitem__(i, left[i] - 1) or not left[i])
+    assert found == [free[0][:1], free[1][:1], free[2][:1], free[3], free[4][:3]]
+
+
+def test_decoding_ends_when_all_rows_are_done(model, monkeypatch):
+    first = generate(model, [[5]], max_new_tokens=1)[0][0]
+    calls = []
+    monkeypatch.setattr(model.lm_head, "forward", lambda h: calls.append(1) or torch.nn.functional.one_hot(
+        torch.full((h.shape[0],), first), 97).to(h.dtype))  # fmt: skip
+    assert generate(model, [[5], [6]], max_new_tokens=50, stop_ids=[first]) == [[], []]
+    assert len(calls) == 1
+
+
+def test_completions_end_where_the_model_does():
+    model = from_config({**TINY, "max_position_embeddings": 12}, seed=3)
+    found = generate(model, [[5] * 4, [6] * 9], max_new_tokens=100)
+    assert [len(row) for row in found] == [8, 3]
+
+
+def test_on_token_hears_every_token_and_can_end_a_completion(model):
+    free = generate(model, PROMPTS, max_new_tokens=12)
+    heard = [[] for _ in PROMPTS]
+
+    def on_token(index, token):
+        heard[index].append(token)
+        return index == 1 and len(heard[1]) == 4
+
+    found = generate(model, PROMPTS, max_new_tokens=12, on_token=on_token)
+    assert found == heard == [row[:4] if i == 1 else row for i, row in enumerate(free)]
+
+
+def test_on_token_does_not_hear_the_stop_token(model):
+    free = generate(model, [PROMPTS[0]], max_new_tokens=12)[0]
+    heard = []
+    generate(model, [PROMPTS[0]], max_new_tokens=12, stop_ids=[free[5]], on_token=lambda i, t: heard.append(t))
+    assert heard == free[: free.index(free[5])]
+
+
+def test_every_module_is_in_its_own_mode_again(model):
+    model.train()
+    model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    generate(model, [[5]], max_new_tokens=2)
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+
+
+def test_a_model_can_be_trained_after_it_has_generated(model):
+    generate(model, [[5, 6]], max_new_tokens=2)
+    model(torch.tensor([[5, 6]])).sum().backward()
+    assert model.layers[0].attn.q_proj.weight.grad is not None
+
+
+def test_no_prompts_and_no_tokens_are_empty(model):
+    assert generate(model, [], max_new_tokens=5) == []
+    assert generate(model, [[5], [6]], max_new_tokens=0) == [[], []]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+        {"max_new_tokens": -1},
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(model, options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=name) as caught:
+        generate(model, [[5]], **{"max_new_tokens": 5, **options})
+    assert caught.value.id == "C13"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "id", "message"),
+    [([], "D06", "no tokens"), ([5] * 256, "D09", "256 tokens .* max_seq_len is 256"), ([5, 97], "D15", "97 .* 97")],
+)
+def test_prompts_that_cannot_be_completed_are_refused_by_number(model, prompt, id, message):
+    with pytest.raises(DataError, match=message) as caught:
+        generate(model, [[5], prompt], max_new_tokens=5)
+    assert caught.value.id == id and caught.value.where == "prompt 2"
+
+
+def test_logits_that_are_not_numbers_stop_the_generation():
+    model = from_config(TINY, seed=3)
+    with torch.no_grad():
+        model.norm.weight[0] = torch.nan
+    with pytest.raises(DivergedError, match="not numbers"):
+        generate(model, [[5]], max_new_tokens=5)
+
+
+@pytest.mark.gpu
+def test_tokens_on_cuda_equal_those_on_the_cpu(model):
+    on_cuda = from_config(TINY, dtype=torch.float64, device="cuda", seed=3)
+    for options in ({}, {"temperature": 1.0, "top_p": 0.9, "seed": 1}):
+        expected = generate(model, PROMPTS, max_new_tokens=20, **options)
+        assert generate(on_cuda, PROMPTS, max_new_tokens=20, **options) == expected

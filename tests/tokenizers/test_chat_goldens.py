@@ -1,0 +1,110 @@
+"""Conversations against stored ids and supervised positions, by native formats and by templates."""
+
+import pytest
+
+from torchmask.messages import TokenKind, default_mask
+from torchmask.tokenizers import from_pretrained
+
+LLAMA2_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system = messages[0]['content'] %}"
+    "{% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if loop.index0 == 0 and system is not false %}"
+    "{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+LLAMA3_TEMPLATE = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim"
+    " + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% if (message['role'] == 'assistant') %}"
+    "{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}"
+)
+
+
+def assert_equals_goldens(tokenizer, cases):
+    assert cases
+    for case in cases:
+        tokens, mask = tokenizer.tokenize_messages(
+            case["messages"], tools=case["tools"], add_generation_prompt=case["add_generation_prompt"]
+        )
+        assert tokens == case["input_ids"], case["name"]
+        assert [i for i, flag in enumerate(mask) if flag == 0] == case["supervised_positions"], case["name"]
+        assert set(mask) <= {0, 1}
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+def test_native_formats_equal_the_published_ids_and_positions(load, golden_cases, name):
+    assert_equals_goldens(load(name, name), golden_cases(name))
+
+
+def test_qwen3_by_its_own_template_equals_the_published_ids_and_positions(load, golden_cases):
+    assert_equals_goldens(load("qwen3"), golden_cases("qwen3"))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
+def test_both_llama2_files_make_the_same_conversations(folder_with, golden_cases, file):
+    assert_equals_goldens(from_pretrained(folder_with("llama2", [file]), "llama2"), golden_cases("llama2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "config"),
+    [
+        ("llama2", LLAMA2_TEMPLATE, {}),
+        ("llama3", LLAMA3_TEMPLATE, {}),
+        ("llama3", LLAMA3_TEMPLATE, {"eos_token": "<|eot_id|>"}),
+        ("gemma", GEMMA_TEMPLATE, {}),
+    ],
+)
+def test_published_templates_equal_the_published_ids_and_positions(folder_with, golden_cases, name, template, config):
+    folder = folder_with(name, ["tokenizer.model"], chat_template=template, **config)
+    assert_equals_goldens(from_pretrained(folder), golden_cases(name))
+
+
+@pytest.mark.parametrize(("name", "template"), [("llama2", LLAMA2_TEMPLATE), ("llama3", LLAMA3_TEMPLATE)])
+def test_template_and_native_format_agree_on_kinds_and_turns_of_every_message(
+    folder_with, golden_cases, name, template
+):
+    folder = folder_with(name, ["tokenizer.model"], chat_template=template)
+    by_template, native = from_pretrained(folder), from_pretrained(folder, name)
+    for case in golden_cases(name):
+        if case["add_generation_prompt"]:
+            continue
+        ours, theirs = native.render(case["messages"]), by_template.render(case["messages"])
+        assert ours.kinds.tolist() == theirs.kinds.tolist(), case["name"]
+        written = ours.kinds != TokenKind.STRUCTURE
+        assert ours.turns[written].tolist() == theirs.turns[written].tolist(), case["name"]
+        assert ours.content_starts[written].tolist() == theirs.content_starts[written].tolist(), case["name"]
+
+
+def test_end_of_turn_of_a_template_is_a_stop_token(folder_with):
+    tokenizer = from_pretrained(folder_with("gemma", ["tokenizer.model"], chat_template=GEMMA_TEMPLATE))
+    assert tokenizer.stop_ids == (1, 107)
+
+
+def test_the_injectable_encoding_is_not_made(load, golden_cases):
+    for name, chat_format in (("llama2", "llama2"), ("llama3", "llama3"), ("qwen3", None)):
+        case = next(c for c in golden_cases(name) if c["name"] == "special_injection")
+        assert load(name, chat_format).tokenize_messages(case["messages"])[0] != case["hf_naive_ids"]
+
+
+def test_end_of_turn_is_known_by_index(load, golden_cases):
+    for name, chat_format in (("llama2", "llama2"), ("llama3", "llama3"), ("qwen3", None)):
+        for case in golden_cases(name):
+            rendered = load(name, chat_format).render(case["messages"], tools=case["tools"])
+            trained = default_mask(rendered, case["messages"]) == 0
+            found = [i for i, kind in enumerate(rendered.kinds) if kind == TokenKind.END_OF_TURN and trained[i]]
+            assert found == [turn["end_of_turn_position"] for turn in case["assistant_turns"]], case["name"]

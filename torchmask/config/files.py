@@ -1,0 +1,59 @@
+"""Files and folders that a configuration names, by a rule that a reader can apply by eye."""
+
+import glob
+from pathlib import Path
+
+from torchmask.config.document import Node
+from torchmask.errors import ConfigError
+
+FILE_SUFFIXES = (
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".txt",
+    ".model",
+    ".safetensors",
+    ".yaml",
+    ".yml",
+    ".jinja",
+)
+"""A text value that ends in one of these, or starts with `./`, `../`, `/` or `~`, names a file or folder."""
+
+
+def missing_files(node: Node, *, path: str = "", output_dir: str | None = None) -> list[ConfigError]:
+    """A problem for each file or folder that is named below `node` and does not exist.
+
+    Not looked at: keys that end in `output_dir` or `log_dir`, values below `output_dir`, and names on the Hub.
+    """
+    problems = []
+    for parts, child in node.walk():
+        key = ".".join([path, *parts] if path else parts)
+        value = child.value
+        if not isinstance(value, str) or key.endswith(("output_dir", "log_dir", "_component_")):
+            continue
+        if output_dir and Path(value).is_relative_to(output_dir):
+            continue
+        if _names_a_file(value) and not _exists(value):
+            what = "no file matches" if _is_glob(value) else "there is no file or folder"
+            message = f"{what} {str(Path(value).expanduser().absolute())!r}"
+            problems.append(ConfigError("C15", message, where=f"{child.place}: {key}"))
+    return problems
+
+
+def _names_a_file(value: str) -> bool:
+    if "://" in value or any(space in value for space in "\n{}"):
+        return False
+    if value.startswith(("./", "../", "/", "~/")):
+        return True
+    return value.lower().endswith(FILE_SUFFIXES) and " " not in value
+
+
+def _is_glob(value: str) -> bool:
+    return any(sign in value for sign in "*?[")
+
+
+def _exists(value: str) -> bool:
+    expanded = str(Path(value).expanduser())
+    return Path(expanded).exists() or (_is_glob(value) and bool(glob.glob(expanded, recursive=True)))

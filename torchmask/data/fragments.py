@@ -1,0 +1,125 @@
+"""Pieces of documents as three integers and two flags, and where their targets are.
+
+Decisions are made by index: labels belong to tokens of the unshifted document, so a cut never needs to know what was on
+its other side, and no token's value is ever looked at. Nothing is copied here.
+
+Legend: N samples, S tokens of all samples, F fragments.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torchmask.data.sample import Samples
+from torchmask.messages import MaskFlag
+
+Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments:
+    """Contiguous pieces of documents, in data order; usually one a document.
+
+    Attributes:
+        samples: [F] int64, the document.
+        starts, stops: [F] int64, its tokens `starts:stops`, one slot each.
+        continues: [F] bool, the last slot keeps the next token of the document as its label, although that token is in
+            another fragment (edge E5). Otherwise the last slot predicts nothing (E2, E6).
+        keeps_first: [F] bool, cut on the left: the first slot holds the document's first token (BOS) instead of token
+            `starts` and predicts nothing, because what followed it is gone.
+    """
+
+    samples: Integers
+    starts: Integers
+    stops: Integers
+    continues: Bools
+    keeps_first: Bools
+
+    @classmethod
+    def whole(cls, lengths: Integers) -> "Fragments":
+        """Every document of [N] lengths, uncut."""
+        nothing = np.zeros(len(lengths), np.int64)
+        return cls(np.arange(len(lengths)), nothing, lengths, nothing.astype(bool), nothing.astype(bool))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def lengths(self) -> Integers:
+        """[F] int64, slots each fragment takes."""
+        return self.stops - self.starts
+
+    def select(self, chosen: npt.NDArray[np.bool_] | Integers) -> "Fragments":
+        """The fragments that a boolean or index array chooses."""
+        return Fragments(
+            self.samples[chosen],
+            self.starts[chosen],
+            self.stops[chosen],
+            self.continues[chosen],
+            self.keeps_first[chosen],
+        )
+
+    def cut(self, parents: Integers, starts: Integers, stops: Integers) -> "Fragments":
+        """Pieces `starts:stops` (slots, [F'] int64 each) of the fragments `parents`."""
+        whole = self.select(parents)
+        return Fragments(
+            samples=whole.samples,
+            starts=whole.starts + starts,
+            stops=whole.starts + stops,
+            continues=np.where(stops < whole.lengths, True, whole.continues),
+            keeps_first=whole.keeps_first & (starts == 0),
+        )
+
+
+class Targets:
+    """Where the targets of all samples are; found once, so that any fragment's are counted by two binary searches."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._offsets = samples.offsets
+        trained = (samples.mask & np.uint8(MaskFlag.LOSS)) == 0
+        trained[samples.offsets[:-1][samples.lengths > 0]] = False  # nothing predicts a document's first token
+        self._places = np.flatnonzero(trained)  # in the flat columns
+        self._weight_before: npt.NDArray[np.float64] | None = None  # of the targets before each target
+        if samples.weights is not None:
+            self._weight_before = np.zeros(len(self._places) + 1)
+            np.cumsum(samples.weights[self._places], dtype=np.float64, out=self._weight_before[1:])
+
+    def _bounds(self, fragments: Fragments) -> tuple[Integers, Integers]:
+        """First and one past the last token that slots of each fragment predict, as places in the flat columns."""
+        base = self._offsets[fragments.samples]
+        stops = base + fragments.stops + fragments.continues
+        return np.minimum(base + fragments.starts + 1 + fragments.keeps_first, stops), stops
+
+    def _range(self, fragments: Fragments) -> tuple[Integers, Integers]:
+        """The same bounds as indexes into the list of targets."""
+        starts, stops = self._bounds(fragments)
+        return np.searchsorted(self._places, starts), np.searchsorted(self._places, stops)
+
+    def count(self, fragments: Fragments) -> Integers:
+        """[F] int64, targets of each fragment."""
+        first, end = self._range(fragments)
+        return end - first
+
+    def weight(self, fragments: Fragments) -> npt.NDArray[np.float64]:
+        """[F] float64, the sum of the weights of each fragment's targets."""
+        if self._weight_before is None:
+            return self.count(fragments).astype(np.float64)
+        first, end = self._range(fragments)
+        return self._weight_before[end] - self._weight_before[first]
+
+    def holds(self, fragments: Fragments, tokens: Integers) -> Bools:
+        """[F] bool: whether a slot of the fragment predicts token `tokens` ([F], place in its document, -1 = none)."""
+        starts, stops = self._bounds(fragments)
+        places = self._offsets[fragments.samples] + tokens
+        first, end = np.searchsorted(self._places, places), np.searchsorted(self._places, places + 1)
+        return (tokens >= 0) & (starts <= places) & (places < stops) & (end > first)
+
+    def first(self, fragments: Fragments) -> Integers:
+        """[F] int64, place in its document of each fragment's first target, for fragments that have one."""
+        return self._places[self._range(fragments)[0]] - self._offsets[fragments.samples]
+
+    def last(self, fragments: Fragments) -> Integers:
+        """[F] int64, place in its document of each fragment's last target, for fragments that have one."""
+        return self._places[self._range(fragments)[1] - 1] - self._offsets[fragments.samples]

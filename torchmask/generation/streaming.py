@@ -1,0 +1,94 @@
+"""Text of tokens as they come, without ever showing half of a character.
+
+A token can end inside a multi-byte character, and a sentencepiece decoder drops the blank before the first word it
+sees, so tokens cannot be decoded one by one. A window is decoded instead: the tokens shown last, for context, and those
+not yet shown.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoders write for bytes that are not (yet) a character
+
+
+class Decodes(Protocol):
+    """Whatever turns ids into text; `torchmask.tokenizers.Tokenizer` does."""
+
+    def decode(self, ids: list[int], /) -> str:
+        """The text of ids."""
+        ...
+
+
+class TextStream:
+    """Tokens in, text out: each `push` returns the text that has become certain, `finish` the rest.
+
+    Args:
+        tokenizer: for its `decode`.
+        context: tokens before the first one pushed, such as the prompt that a text goes on from; their text is not
+            returned, but it keeps the blank between the two.
+
+    >>> class Bytes:
+    ...     def decode(self, ids):
+    ...         return bytes(ids).decode("utf-8", "replace")
+    >>> stream = TextStream(Bytes())
+    >>> [stream.push(byte) for byte in "né!".encode()]
+    ['n', '', 'é', '!']
+    """
+
+    def __init__(self, tokenizer: Decodes, *, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._shown, self._waiting = list(context), list[int]()
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; empty while a character is incomplete."""
+        self._waiting.append(token)
+        text = self._text_of_waiting()
+        if not text or text.endswith(REPLACEMENT):
+            return ""
+        self._shown, self._waiting = self._waiting, []
+        return text
+
+    def finish(self) -> str:
+        """The text of what still waits, incomplete characters as the decoder shows them."""
+        text = self._text_of_waiting()
+        self._shown, self._waiting = self._shown + self._waiting, []
+        return text
+
+    def _text_of_waiting(self) -> str:
+        return decode_continuation(self._tokenizer, self._shown, self._waiting)
+
+
+def decode_continuation(tokenizer: Decodes, prompt: Sequence[int], completion: Sequence[int]) -> str:
+    """The text that `completion` adds after the text of `prompt`; its own text where the two run into each other.
+
+    `decode(completion)` alone loses the blank before its first word with sentencepiece.
+    """
+    before = tokenizer.decode(list(prompt))
+    both = tokenizer.decode([*prompt, *completion])
+    return both[len(before) :] if both.startswith(before) else tokenizer.decode(list(completion))
+
+
+def stop_on_text(tokenizer: Decodes, texts: Sequence[str]) -> Callable[[int, int], bool]:
+    """An `on_token` for `generate` that ends a completion once one of `texts` is in it; cut it with `before_stop`.
+
+    Texts, unlike stop ids, may begin and end anywhere in a token.
+    """
+    streams: defaultdict[int, TextStream] = defaultdict(lambda: TextStream(tokenizer))
+    so_far: defaultdict[int, str] = defaultdict(str)
+
+    def is_complete(index: int, token: int) -> bool:
+        so_far[index] += streams[index].push(token)
+        return any(text in so_far[index] for text in texts)
+
+    return is_complete
+
+
+def before_stop(completion: str, texts: Sequence[str]) -> tuple[str, bool]:
+    """The completion up to the first of `texts` in it, and whether there is one.
+
+    >>> before_stop("Yes.\\n\\nQuestion: and", ["Question:", "\\n\\n"])
+    ('Yes.', True)
+    """
+    starts = [start for start in (completion.find(text) for text in texts) if start >= 0]
+    return (completion[: min(starts)], True) if starts else (completion, False)
