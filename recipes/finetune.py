@@ -86,6 +86,7 @@ class Evaluate:
     """Questions answered before and after training, scored by exact match."""
 
     source: str  # SQuAD v2 shaped JSON
+    prompt_template: str | None = None  # as in the dataset; null = the default one
     num_questions: int | None = 200  # the first so many; null = all
     batch_size: int = 100  # questions answered at a time
     max_new_tokens: int = 48  # tokens an answer may have
@@ -127,13 +128,11 @@ class Config:
     resume_from_checkpoint: bool | str = False  # true = the newest in output_dir; or a checkpoint's path
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "gradient_accumulation_steps", "log_every_n_steps")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError("C13", f"{name} is {getattr(self, name)}, must be at least 1", where=name)
-        for name in ("max_steps_per_epoch", "run_val_every_n_steps", "save_every_n_steps", "keep_last_n"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError("C13", f"{name} is {getattr(self, name)}, must be at least 1 or null", where=name)
+        counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_steps_per_epoch", "keep_last_n")
+        for name in (*counts, "log_every_n_steps", "save_every_n_steps", "run_val_every_n_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError("C13", f"{name} is {value}, must be at least 1", where=name)
 
 
 def main(cfg: Config) -> None:
@@ -307,10 +306,11 @@ def answer_questions(cfg: Config, model: Decoder, tokenizer: Any) -> SquadEvalua
     chosen = cfg.evaluate
 
     def answer(questions: Sequence[Mapping[str, Any]]) -> list[str]:
-        prompts = [render_prompt(tokenizer, squad_conversation(q, with_answer=False)) for q in questions]
+        asked = [squad_conversation(q, prompt_template=chosen.prompt_template, with_answer=False) for q in questions]
+        prompts = [render_prompt(tokenizer, conversation) for conversation in asked]
         answers: list[str] = []
         for i in range(0, len(prompts), chosen.batch_size):
-            batch = [list(p) for p in prompts[i : i + chosen.batch_size]]
+            batch = prompts[i : i + chosen.batch_size]
             new = generate(model, batch, max_new_tokens=chosen.max_new_tokens, stop_ids=tokenizer.stop_ids)
             answers += [tokenizer.decode(tokens) for tokens in new]
         return answers

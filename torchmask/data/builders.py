@@ -25,7 +25,7 @@ from torchmask.data.rendering import Tokenizer, render_conversation, render_text
 from torchmask.data.rows import BadRows, Filter, OnBadRow, Row
 from torchmask.data.sample import Samples
 from torchmask.data.sources import DataFiles, open_source
-from torchmask.data.squad import NO_ANSWER, SQUAD_PROMPT, expand_squad, read_question, squad_conversation
+from torchmask.data.squad import NO_ANSWER, expand_squad, read_question, squad_conversation
 from torchmask.errors import ConfigError
 from torchmask.messages import Message
 
@@ -202,7 +202,7 @@ def squad_dataset(
     name: str | None = None,
     streaming: bool = False,
     column_map: ColumnMap | None = None,
-    prompt_template: str = SQUAD_PROMPT,
+    prompt_template: str | None = None,
     no_answer: str = NO_ANSWER,
     new_system_prompt: str | None = None,
     chat: bool | None = None,
@@ -221,7 +221,7 @@ def squad_dataset(
 
     Args:
         tokenizer: a tokenizer.
-        prompt_template: the user's message, with `{context}` and `{question}`; other braces stay.
+        prompt_template: the user's message, with `{context}` and `{question}`; None = `SQUAD_PROMPT`.
         no_answer: the answer where the passage does not say.
         source, data_files, split, name, streaming: see `open_source`; a slice counts questions.
         column_map, new_system_prompt, chat: see `instruct_dataset`.
@@ -231,7 +231,8 @@ def squad_dataset(
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
     """
-    check_template(prompt_template, ("context", "question"))
+    if prompt_template is not None:
+        check_template(prompt_template, ("context", "question"))
     in_chat = _in_chat(tokenizer, chat, new_system_prompt)
 
     def parse(row: Row) -> Conversation:

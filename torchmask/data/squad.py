@@ -64,7 +64,7 @@ def squad_rows(
 def squad_conversation(
     question: SquadRow,
     *,
-    prompt_template: str = SQUAD_PROMPT,
+    prompt_template: str | None = None,
     no_answer: str = NO_ANSWER,
     with_answer: bool = True,
 ) -> Conversation:
@@ -75,7 +75,7 @@ def squad_conversation(
     ['Paris is in France. Where is Paris?', '{"answer": "?"}']
     """
     texts = {"context": question["context"], "question": question["question"]}
-    messages = [Message("user", fill(prompt_template, texts))]
+    messages = [Message("user", fill(prompt_template or SQUAD_PROMPT, texts))]
     if with_answer:
         answer = question["answers"][0] if question["answers"] else no_answer
         messages.append(Message("assistant", json.dumps({"answer": answer}, ensure_ascii=False)))
