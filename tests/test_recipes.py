@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -208,6 +209,22 @@ def test_sigterm_saves_exits_75_and_the_resumed_run_is_bit_for_bit_the_same(
     assert _weights(output) == _weights(reference)
 
 
+@pytest.mark.slow
+def test_two_nodes_of_one_process_give_the_losses_of_two_processes(workplace, tmp_path, unbroken_two):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    output = tmp_path / "out"
+    node = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "7"]
+    plain = _command(workplace, output, "gradient_accumulation_steps=1")
+    command = [*plain[:4], *node, "--rdzv-endpoint", f"localhost:{port}", *plain[4:]]
+    agents = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    texts = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], texts
+    ours, wanted = (list(map(float.fromhex, _losses(o))) for o in (output, unbroken_two))
+    assert ours == pytest.approx(wanted, rel=1e-5)
+
+
 def test_a_run_of_two_processes_goes_on_with_one(workplace, tmp_path, unbroken, unbroken_two):
     output = tmp_path / "out"
     shutil.copytree(unbroken_two, output)
@@ -282,6 +299,18 @@ def test_activation_checkpointing_changes_no_bit(workplace, tmp_path):
     for output, enabled in zip(outputs, ("false", "true")):
         assert _in_process(workplace, output, "epochs=1", f"enable_activation_checkpointing={enabled}") == 0
     assert _losses(outputs[0]) == _losses(outputs[1])
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_layers_learn_the_same(workplace, tmp_path):
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler")
+    outputs = [tmp_path / name for name in ("eager", "compiled")]
+    for output, enabled in zip(outputs, ("false", "true")):
+        _run(workplace, output, "epochs=1", f"compile={enabled}", "enable_activation_checkpointing=true")
+    eager, compiled = (list(map(float.fromhex, _losses(output))) for output in outputs)
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert _weights(outputs[1]) and from_pretrained(outputs[1] / "final")  # names are not those of compiled modules
 
 
 @pytest.mark.parametrize("updates", ["master_weights", "stochastic_rounding"])

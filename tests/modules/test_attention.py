@@ -1,10 +1,12 @@
 """Every attention kernel gives what the dense definition gives, forward and backward."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from torchmask.modules.attention import attend, attend_dense
 from torchmask.modules.attention_mask import (
@@ -129,3 +131,21 @@ def test_changing_one_document_changes_no_bit_of_another():
     for t in (q, k, v):
         t[:, :, :5] = 1e3
     assert attend_dense(q, k, v, may_attend(until)[:, None])[:, :, 5:].equal(before)
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_flex_reads_the_block_tables_and_agrees_with_the_dense_reference():
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler")
+    kernel = torch.compile(flex_attention)
+    generator = torch.Generator().manual_seed(0)
+    for num_slots in (384, 500):
+        until = (torch.randint(1, 150, (2, num_slots), generator=generator).cumsum(1) // 60 * 60 + 60).clamp(
+            max=num_slots
+        )
+        until = torch.maximum(until, torch.arange(1, num_slots + 1))
+        q, k, v = (torch.randn(2, heads, num_slots, 16, generator=generator) for heads in (4, 2, 2))
+        mask = build_attention_mask(until, until, backend="flex").blocks
+        with torch.no_grad():
+            flex = kernel(q, k, v, block_mask=mask, enable_gqa=True)
+        torch.testing.assert_close(flex, attend_dense(q, k, v, may_attend(until)[:, None]), rtol=1e-4, atol=1e-5)

@@ -148,6 +148,7 @@ class Decoder(nn.Module):
         return KVCache(num_rows, num_slots, num_layers=self.spec.num_layers, device=self.embed_tokens.weight.device)
 
     def _backend(self, device: torch.device) -> str:
-        if self.attention == "auto":
-            return "flex" if device.type == "cuda" else "sdpa"
-        return self.attention
+        if self.attention != "auto":
+            return self.attention
+        # FlexAttention's CUDA kernels take heads of at least 16.
+        return "flex" if device.type == "cuda" and self.spec.head_dim >= 16 else "sdpa"
