@@ -56,7 +56,8 @@ def main(cfg: Config) -> None:
         time.sleep(0.02)
     total = torch.ones(1)
     dist.all_reduce(total)
-    print("rank", rank, "of", int(total.item()), "threads", os.environ["OMP_NUM_THREADS"], flush=True)
+    line = f"rank {rank} of {int(total.item())} threads {os.environ['OMP_NUM_THREADS']}\\n"
+    os.write(1, line.encode())  # in one piece, whatever the other rank writes
     dist.barrier()
     dist.destroy_process_group()
 '''

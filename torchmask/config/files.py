@@ -21,6 +21,9 @@ FILE_SUFFIXES = (
 )
 """A text value that ends in one of these, or starts with `./`, `../`, `/` or `~`, names a file or folder."""
 
+FOLDER_KEYS = ("folder", "checkpoint_dir")
+"""So does any value of these keys, which take nothing else."""
+
 
 def missing_files(node: Node, *, path: str = "", output_dir: str | None = None) -> list[ConfigError]:
     """A problem for each file or folder that is named below `node` and does not exist.
@@ -35,10 +38,12 @@ def missing_files(node: Node, *, path: str = "", output_dir: str | None = None) 
             continue
         if output_dir and Path(value).is_relative_to(output_dir):
             continue
-        if _names_a_file(value) and not _exists(value):
+        is_folder = key.rsplit(".", 1)[-1] in FOLDER_KEYS
+        if (is_folder or _names_a_file(value)) and not _exists(value):
             what = "no file matches" if _is_glob(value) else "there is no file or folder"
             message = f"{what} {str(Path(value).expanduser().absolute())!r}"
-            problems.append(ConfigError("C15", message, where=f"{child.place}: {key}"))
+            fix = "`torchmask download REPO --output-dir FOLDER` fetches a model" if is_folder else None
+            problems.append(ConfigError("C15", message, where=f"{child.place}: {key}", fix=fix))
     return problems
 
 

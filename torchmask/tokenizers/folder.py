@@ -45,7 +45,10 @@ def open_backend(folder: Path) -> tuple[Backend, list[Path]]:
     """
     if not folder.is_dir():
         raise ConfigError(
-            "C11", "no such tokenizer folder", where=str(folder), fix="give a folder with tokenizer files"
+            "C11",
+            "no such tokenizer folder",
+            where=str(folder),
+            fix="check the path; `torchmask download REPO --output-dir FOLDER` fetches a model with its tokenizer",
         )
     json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
     bpe_files = [folder / "vocab.json", folder / "merges.txt"]
