@@ -161,6 +161,12 @@ def test_sharded_files_load_like_a_single_one(pair, tmp_path):
         assert a.equal(b), name
 
 
+def test_written_files_have_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "new").touch()
+    save_pretrained(from_config(TINY), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_a_tied_head_written_out_by_others_is_accepted(tmp_path):
     model = from_config(_config("tied"))
     save_pretrained(model, tmp_path)

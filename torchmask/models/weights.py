@@ -6,6 +6,8 @@ found and the way out, since the library's own messages name no file.
 """
 
 import json
+import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -196,15 +198,15 @@ def init_weights(model: nn.Module, *, seed: int, std: float = 0.02) -> None:
         elif parameter.ndim == 1:
             whole = torch.ones(parameter.shape)
         else:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + _stable_hash(name))
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
             whole = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
         copy_into(parameter, whole)
 
 
-def _stable_hash(text: str) -> int:
-    import zlib
-
-    return zlib.crc32(text.encode())
+def _umask() -> int:
+    mask = os.umask(0)  # it cannot be asked for without being set
+    os.umask(mask)
+    return mask
 
 
 def save_weights(
@@ -228,6 +230,7 @@ def save_weights(
         nonlocal shard, shard_bytes
         file = folder / f".part-{len(shards):05d}.safetensors"
         save_file(shard, file, metadata={"format": "pt", **(metadata or {})})
+        file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         shards.append((file, list(shard)))
         shard, shard_bytes = {}, 0
 
