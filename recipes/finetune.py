@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -63,7 +63,7 @@ from torchmask.training import (
     write_record,
 )
 
-FIXED = ("model", "dtype", "packing", "optimizer", "bf16_updates", "clip_grad_norm", "seed")  # a resumed run keeps them
+FIXED = ("model", "dtype", "packing", "max_steps_per_epoch", "optimizer", "bf16_updates", "clip_grad_norm", "seed")
 RESUME = "the same command with resume_from_checkpoint=true goes on from here"
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 2e-5}
 COSINE = {"_component_": "torchmask.training.cosine_schedule", "warmup_ratio": 0.03}
@@ -74,10 +74,10 @@ class Packing:
     """How documents become rows."""
 
     max_seq_len: int = 2048  # slots of a row
-    strategy: str = "best_fit"  # best_fit | first_fit | in_order | split | none (one document a row)
-    over_length: str = "error"  # a document longer than a row: error | truncate | split | drop
-    truncate_side: str = "right"  # which end truncation removes: right | left (keeps the first token)
-    no_targets: str = "drop"  # a document without a trained token: drop | keep | error
+    strategy: Literal["best_fit", "first_fit", "in_order", "split", "none"] = "best_fit"  # split cuts at row ends
+    over_length: Literal["error", "truncate", "split", "drop"] = "error"  # a document longer than a row
+    truncate_side: Literal["right", "left"] = "right"  # which end is cut off; left keeps the first token
+    no_targets: Literal["drop", "keep", "error"] = "drop"  # a document without a trained token
     trim_tail: bool = False  # leave out what follows a document's last trained token
 
 
@@ -108,14 +108,14 @@ class Config:
     max_steps_per_epoch: int | None = None  # stop an epoch early
     batch_size: int = 1  # rows of a micro-batch, on each device
     gradient_accumulation_steps: int = 1  # micro-batches an optimizer step
-    optimizer: Component = component("params", default=ADAMW)  # any torch optimizer, torchao's too
+    optimizer: Component = component("params", default=ADAMW)  # any torch optimizer
     lr_scheduler: Component = component("num_steps=", default=COSINE)  # torchmask.training.*_schedule
-    bf16_updates: str = "master_weights"  # bf16 parameters take small updates by: master_weights | stochastic_rounding
+    bf16_updates: Literal["master_weights", "stochastic_rounding"] = "master_weights"  # how bf16 takes small updates
     clip_grad_norm: float | None = 1.0  # the gradient is scaled down to this norm; null = never
 
     seed: int = 0  # of weights, data order and dropout
     device: str = "auto"  # auto | cpu | cuda
-    dtype: str = "fp32"  # of the parameters: fp32 | bf16
+    dtype: Literal["fp32", "bf16", "fp64"] = "fp32"  # of the parameters
     compile: bool = False  # torch.compile each layer
     enable_activation_checkpointing: bool = False  # compute activations again in the backward pass to save memory
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torchmask.config import Component, instantiate
 from torchmask.data.chat_formats import chat_format
@@ -58,14 +58,12 @@ class Config:
 
     batch_size: int = 16  # prompts completed at a time
     device: str = "auto"  # auto | cpu | cuda
-    dtype: str = "fp32"  # of the parameters: fp32 | bf16 | fp16
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the parameters
     output_file: str | None = None  # JSON lines with prompt, completion, num_tokens, finish_reason
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError("C13", f"batch_size is {self.batch_size}, must be at least 1", where="batch_size")
-        if self.dtype not in ("fp32", "bf16", "fp16"):
-            raise ConfigError("C13", f"dtype is {self.dtype!r}, must be fp32, bf16 or fp16", where="dtype")
         check_sampling(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from torchmask.cli.main import main
 from torchmask.models import from_config, from_pretrained, save_pretrained
+from torchmask.tokenizers import from_pretrained as load_tokenizer
 
 REPO = Path(__file__).parent.parent
 NUM_STEPS = 8
@@ -165,6 +167,7 @@ def test_transformers_loads_the_final_folder_and_agrees(unbroken):
     tokens = torch.arange(40).view(1, -1)
     with torch.no_grad():
         torch.testing.assert_close(ours.lm_head(ours(tokens)), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert load_tokenizer(final).chat_format == "chatml"  # as the run had it, so that generation prompts alike
     tokenizer = transformers.AutoTokenizer.from_pretrained(final)
     assert tokenizer("hello")["input_ids"] and tokenizer.eos_token == "<|im_end|>"
 
@@ -215,7 +218,7 @@ def test_two_nodes_of_one_process_give_the_losses_of_two_processes(workplace, tm
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     output = tmp_path / "out"
-    node = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "7"]
+    node = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "7"]
     plain = _command(workplace, output, "gradient_accumulation_steps=1")
     command = [*plain[:4], *node, "--rdzv-endpoint", f"localhost:{port}", *plain[4:]]
     agents = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
@@ -299,6 +302,27 @@ def test_activation_checkpointing_changes_no_bit(workplace, tmp_path):
     for output, enabled in zip(outputs, ("false", "true")):
         assert _in_process(workplace, output, "epochs=1", f"enable_activation_checkpointing={enabled}") == 0
     assert _losses(outputs[0]) == _losses(outputs[1])
+
+
+@pytest.mark.slow  # compiles
+def test_an_8_bit_optimizer_is_saved_and_resumes_bit_for_bit(workplace, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    wide = {**json.loads((workplace / "base/config.json").read_text()), "intermediate_size": 512}  # states of > 4096
+    (tmp_path / "config.json").write_text(json.dumps(wide))
+    model = f"model={{_component_: torchmask.models.from_config, config: {tmp_path}/config.json}}"
+    options = [
+        model,
+        f"tokenizer.folder={workplace}/base",
+        "optimizer={_component_: torchao.optim.AdamW8bit, lr: 1.0e-3}",
+    ]
+    _run(workplace, whole, *options)
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints/step-00000008")
+    shutil.rmtree(broken / "final")
+    names = {name for file in (whole / "checkpoints/step-00000008/optim").iterdir() for name in load_file(file)}
+    assert any(name.endswith("exp_avg.codes") for name in names)
+    _run(workplace, broken, *options, "resume_from_checkpoint=true")
+    assert _losses(broken) == _losses(whole) and _weights(broken) == _weights(whole)
 
 
 @pytest.mark.slow  # compiles
@@ -392,6 +416,12 @@ def test_an_unknown_key_is_named_with_the_nearest(workplace, tmp_path, capfd):
     _fails(workplace, tmp_path, capfd, "bach_size=4", code=2, match=r"C0[12].*bach_size.*batch_size")
 
 
+def test_choices_are_checked_before_anything_is_read(workplace, tmp_path, capfd):
+    wrong = ["packing.strategy=bestfit", "dtype=bf61", "bf16_updates=none", "packing.over_length=cut"]
+    text = _fails(workplace, tmp_path, capfd, *wrong, code=2, match=r"C03.*did you mean best_fit")
+    assert text.count("error[C03]") == 4 and not (tmp_path / "out").exists()
+
+
 def test_another_runs_output_folder(workplace, tmp_path, capfd, unbroken):
     copy = tmp_path / "copy"
     shutil.copytree(unbroken[0], copy)
@@ -455,10 +485,11 @@ def test_resuming_with_another_optimizer_shows_the_difference(workplace, tmp_pat
     assert "0.5" in capfd.readouterr().err
 
 
-def test_resuming_a_finished_run_trains_nothing_more(workplace, tmp_path, unbroken):
+def test_resuming_a_finished_run_trains_nothing_more(workplace, tmp_path, unbroken, capfd):
     copy = tmp_path / "copy"
     shutil.copytree(unbroken[0], copy)
     assert _in_process(workplace, copy, "resume_from_checkpoint=true") == 0
+    assert "already finished" in capfd.readouterr().out
     assert _losses(copy) == _losses(unbroken[0]) and _weights(copy) == _weights(unbroken[0])
 
 

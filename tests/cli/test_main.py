@@ -116,3 +116,9 @@ def test_a_reader_that_leaves_is_no_error():
         env=os.environ,
     )
     assert head.stdout.startswith("usage") and head.stderr == ""
+
+
+def test_validate_takes_overrides_after_its_options(capsys):
+    assert main(["validate", "finetune", "--config", "tiny/qa", "epochs=2"]) == 0
+    assert main(["validate", "finetune", "--config", "tiny/qa", "epochs=0"]) == 2
+    assert "epochs" in capsys.readouterr().err

@@ -227,7 +227,7 @@ mode: slowly
     assert "unknown key 'bach_size' | did you mean 'batch_size'?" in text
     assert "'batch_size' (rows of a micro-batch) wants int, got 'four'" in text
     assert "'lr': Interpolation key 'nope' not found" in text
-    assert "wants Literal['float32', 'bfloat16'], got 'float8'" in text
+    assert "is 'float8' | choose one of float32, bfloat16" in text
     assert "'justakey' is not an override" in text
     assert "unknown key 'packing.strat' | did you mean 'packing.strategy'?" in text
 

@@ -279,6 +279,19 @@ def test_published_sizes_have_the_published_number_of_parameters(builder, parame
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+def test_a_dtype_may_be_named():
+    import torchmask.models
+
+    assert torchmask.models.llama3_2_1b(dtype="bf16", device="meta").norm.weight.dtype is torch.bfloat16
+    with pytest.raises(ValueError, match=r"(?s)'bf61'.*bf16"):
+        from_config(TINY, dtype="bf61")
+
+
+def test_a_model_without_weights_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="meta device"):
+        save_pretrained(from_config(TINY, device="meta"), tmp_path)
+
+
 def test_loading_holds_about_one_model_in_memory(tmp_path):
     """Peak resident memory of a load in a fresh process, beyond the imports, stays near the size of the model."""
     import subprocess

@@ -26,6 +26,17 @@ if TYPE_CHECKING:
     from torchmask.cli.run import Request
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+_WHERE_TO_MEET = {
+    "nnodes",
+    "node-rank",
+    "rdzv-backend",
+    "rdzv-endpoint",
+    "master-addr",
+    "master-port",
+    "standalone",
+}
+"""Options that choose a rendezvous (several nodes, a port): then nothing is chosen for the user."""
+
 SHUTDOWN_SECONDS = 120  # a worker that was asked to stop still writes a checkpoint; torch's own 30 s would cut it short
 
 
@@ -109,7 +120,10 @@ def _launch_config(request: "Request") -> tuple[Any, list[str], int]:
         _refuse(str(error))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_workers)))
-    if not _says_where_to_meet(request.torchrun_options):
+    names = _option_names(request.torchrun_options)
+    if "rdzv-endpoint" in names and not names & {"rdzv-backend", "node-rank", "master-addr"}:
+        args.rdzv_backend = "c10d"  # torchrun's own default would make every node the first one
+    if not names & _WHERE_TO_MEET:
         args.rdzv_backend, args.rdzv_endpoint = "c10d", "localhost:0"  # a free port: two runs never collide
         args.local_addr = args.local_addr or "localhost"
     config, _, _ = config_from_args(args)
@@ -123,12 +137,8 @@ def _refuse(message: str) -> NoReturn:
     raise ConfigError("C16", f"torchrun's options: {message}", where="command line", fix="see `torchrun --help`")
 
 
-def _says_where_to_meet(options: Sequence[str]) -> bool:
-    """Whether the options choose a rendezvous (several nodes, a port): then nothing is chosen for them."""
-    names = {option.partition("=")[0].lstrip("-").replace("_", "-") for option in options if option.startswith("-")}
-    return bool(
-        names & {"nnodes", "node-rank", "rdzv-backend", "rdzv-endpoint", "master-addr", "master-port", "standalone"}
-    )
+def _option_names(options: Sequence[str]) -> set[str]:
+    return {option.partition("=")[0].lstrip("-").replace("_", "-") for option in options if option.startswith("-")}
 
 
 def _report_first(endings: Sequence[WorkerEnding], codes: dict[int, int]) -> int:

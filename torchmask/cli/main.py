@@ -51,7 +51,7 @@ def _dispatch(words: list[str]) -> int:
         from torchmask.cli.run import run
 
         return run(words[1:])
-    args = _parser().parse_args(words)
+    args = _parse(words)
     if args.verb is None:
         _parser().print_help()
         return 0
@@ -81,6 +81,16 @@ def _dispatch(words: list[str]) -> int:
         force=args.force,
         token=args.hf_token,
     )
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """The arguments of a verb; overrides may also follow an option (`validate finetune --config X a=b`)."""
+    args, rest = _parser().parse_known_args(words)
+    if rest and (args.verb != "validate" or any(word.startswith("-") for word in rest)):
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.recipe_and_overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

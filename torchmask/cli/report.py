@@ -133,6 +133,6 @@ def out_of_memory(text: str) -> OutOfMemory:
         "R12",
         first,
         fix="in this order: a smaller batch_size with a larger gradient_accumulation_steps; "
-        "enable_activation_checkpointing=true; a smaller packing.max_seq_len; dtype=bfloat16; "
+        "enable_activation_checkpointing=true; a smaller packing.max_seq_len; dtype=bf16; "
         "more devices (--nproc-per-node), which share the optimizer's state",
     )

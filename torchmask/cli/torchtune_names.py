@@ -41,7 +41,7 @@ def torchtune_answer(name: str, known: list[str]) -> str | None:
     if name in _LORA:
         return f"LoRA is not there yet; full fine-tuning is `torchmask run {options}finetune --config NAME`"
     if name in _GENERATE:
-        return f"`torchmask run {options}generate --config NAME`"
+        return "`torchmask run generate --config NAME`, which runs in one process"
     if name in _NOT_YET:
         return f"{_NOT_YET[name]} is not there yet; `torchmask ls` shows what is: {', '.join(known)}"
     return None

@@ -5,6 +5,7 @@ are OmegaConf's business (a structured config of the recipe's dataclass); this m
 and the components.
 """
 
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -261,9 +262,24 @@ def _type_problem(error: OmegaConfBaseException, path: tuple[str, ...], node: No
     if "no viable alternative" in str(error) or "mismatched input" in str(error) or "token recognition" in str(error):
         message = f"'{name}' has a '${{' that is not closed or not a reference: {shown!r}"
         return ConfigError("C03", message, where=node.place, fix="write ${other.key}, or \\${ for the signs themselves")
-    wanted = "a mapping" if field.section is not None else field.annotation
     meaning = f" ({field.meaning})" if field.meaning else ""
+    choices = _choices(field.annotation)
+    if choices:
+        near = get_close_matches(str(shown), choices, n=1)
+        fix = f"choose one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+        return ConfigError("C03", f"'{name}'{meaning} is {shown!r}", where=node.place, fix=fix)
+    wanted = "a mapping" if field.section is not None else field.annotation
     return ConfigError("C03", f"'{name}'{meaning} wants {wanted}, got {shown!r}", where=node.place)
+
+
+def _choices(annotation: str) -> list[str]:
+    """What a `Literal[...]` annotation allows; empty for any other.
+
+    >>> _choices("Literal['a', 'b'] | None")
+    ['a', 'b']
+    """
+    found = re.search(r"Literal\[(.*?)\]", annotation)
+    return re.findall(r"['\"](.*?)['\"]", found[1]) if found else []
 
 
 def _placed(error: TorchmaskError, root: Node) -> TorchmaskError:

@@ -8,8 +8,20 @@ from typing import Any
 
 import torch
 
+from torchmask.errors import ConfigError
 from torchmask.models.weights import init_weights
 from torchmask.modules.decoder import Decoder, DecoderSpec
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ def build_model(
     family: Family,
     spec: DecoderSpec,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     device: torch.device | str,
     config: dict[str, Any] | None = None,
     seed: int | None = 0,
@@ -65,7 +77,13 @@ def build_model(
     """A decoder on `device`; its parameters are random by `seed`, or left unset with `seed=None` or on `meta`.
 
     `model.hub_config` is the config.json it stands for, which exports write.
+
+    Raises:
+        ConfigError: an unknown name of a dtype.
     """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ConfigError("C09", f"dtype is {dtype!r}", where="dtype", fix=f"choose one of {', '.join(DTYPES)}")
+    dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     with torch.device("meta"):
         model = Decoder(spec).to(dtype)
     model.hub_config = config if config is not None else family.config_from_spec(spec)
@@ -82,7 +100,7 @@ def sized(family: Family, spec: DecoderSpec) -> Callable[..., Decoder]:
     """A builder of one published size: `builder(dtype=torch.float32, device="cpu", seed=0) -> Decoder`."""
 
     def builder(
-        *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seed: int | None = 0
+        *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu", seed: int | None = 0
     ) -> Decoder:
         return build_model(family, spec, dtype=dtype, device=device, seed=seed)
 

@@ -17,8 +17,6 @@ from torchmask.modules.decoder import Decoder
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
 
 def from_pretrained(
     folder: str | Path, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
@@ -27,7 +25,7 @@ def from_pretrained(
 
     Args:
         folder: holds config.json and safetensors, single or sharded.
-        dtype: of the parameters, whatever the files hold; a torch dtype or one of fp32, bf16, fp16, fp64.
+        dtype: of the parameters, whatever the files hold; a torch dtype or its name: fp32, bf16, fp16, fp64.
         device: `meta` builds the model without reading weights.
 
     Raises:
@@ -58,10 +56,6 @@ def from_config(
     """
     content = read_config(config)
     family = family_of(content)
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-        dtype = DTYPES[dtype]
     try:
         spec = family.spec_from_config(content)
     except KeyError as error:
@@ -85,6 +79,8 @@ def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | 
     """
     folder = Path(folder)
     family = family_of(model.hub_config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the model is on the meta device: it has no weights to write")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, parameter in model.named_parameters():  # a tied head comes once, as the embedding
@@ -112,7 +108,10 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(
-            "W03", "no such file", where=str(path.absolute()), fix="name a model folder in Hugging Face layout"
+            "W03",
+            "no such file" if path.parent.is_dir() else "no such folder",
+            where=str(path.absolute() if path.parent.is_dir() else path.parent.absolute()),
+            fix="name a model folder in Hugging Face layout; `torchmask download REPO --output-dir FOLDER` makes one",
         ) from error
     except ValueError as error:
         raise WeightsError("W05", f"not valid JSON: {error}", where=str(path), fix="get the file again") from error

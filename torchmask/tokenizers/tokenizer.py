@@ -1,6 +1,7 @@
 """The tokenizer that the rest of torchmask sees: a back end, the roles of its tokens and a chat format."""
 
 import difflib
+import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,16 @@ import numpy as np
 from torchmask.errors import ConfigError, DataError
 from torchmask.messages import Message, Rendered, TokenKind, default_mask
 from torchmask.tokenizers.backend import Backend, Encoded
-from torchmask.tokenizers.folder import Roles, open_backend, read_roles
+from torchmask.tokenizers.folder import Roles, open_backend, read_json, read_roles
 from torchmask.tokenizers.formats import NATIVE_FORMATS, ChatFormat, Tools
 from torchmask.tokenizers.pieces import Piece, assemble
 from torchmask.tokenizers.template_format import TemplateFormat, read_templates
 
 # Added tokens, not flagged special, that a model writes inside its own turn: in the assistant's text they are tokens.
 ASSISTANT_MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+CONFIG_FILE, CHAT_FORMAT_KEY = "tokenizer_config.json", "torchmask_chat_format"
 
 
 def from_pretrained(folder: str | Path, chat_format: str | None = None) -> "Tokenizer":
@@ -30,7 +34,8 @@ def from_pretrained(folder: str | Path, chat_format: str | None = None) -> "Toke
 
     Args:
         folder: a Hugging Face or Meta folder; its configuration files say which tokens are BOS, EOS and padding.
-        chat_format: `llama2`, `llama3` or `chatml`; None takes the folder's own chat template, if it has one.
+        chat_format: `llama2`, `llama3` or `chatml`; None takes the format that `save` noted in the folder, else the
+            folder's own chat template, if it has one.
 
     Raises:
         ConfigError: C11, no tokenizer there or a damaged one; C06, an unknown chat format, or one whose control tokens
@@ -38,6 +43,7 @@ def from_pretrained(folder: str | Path, chat_format: str | None = None) -> "Toke
     """
     folder = Path(folder)
     backend, files = open_backend(folder)
+    chat_format = chat_format or read_json(folder / CONFIG_FILE).get(CHAT_FORMAT_KEY)
     return Tokenizer(folder, backend, read_roles(folder, backend), chat_format=chat_format, files=files)
 
 
@@ -225,12 +231,16 @@ class Tokenizer:
         return rendered.tokens.tolist(), default_mask(rendered, messages).tolist()
 
     def save(self, folder: str | Path) -> None:
-        """Copies the tokenizer's files into a folder."""
+        """Copies the tokenizer's files into a folder, with generation_config.json, and notes a native chat format."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for file in self._files:
+        stops = self.folder / "generation_config.json"  # names the tokens that end generation
+        for file in [*self._files, *([stops] if stops.is_file() else [])]:
             if file.resolve() != (folder / file.name).resolve():
                 shutil.copyfile(file, folder / file.name)
+        if self.chat_format is not None:
+            config = {**read_json(folder / CONFIG_FILE), CHAT_FORMAT_KEY: self.chat_format}
+            (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _write_native(
         self, native: ChatFormat, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torchmask.errors import ConfigError, WeightsError
 
@@ -37,6 +38,22 @@ class Entry:
     def is_widened(self) -> bool:
         """Whether the torch optimizer updates an fp32 counterpart instead of the parameter."""
         return self.work is not self.param
+
+
+def _plain_tensors(name: str, value: Tensor) -> dict[str, Tensor]:
+    """The state under its name; a quantised one (torchao's 8 bits) as the plain tensors it is made of, live too."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    if not is_traceable_wrapper_subclass(local):
+        return {name: value}
+    if isinstance(value, DTensor):
+        raise ConfigError(
+            "C09",
+            f"{type(local).__name__} states of sharded parameters cannot be saved",
+            where="optimizer",
+            fix="use torch.optim.AdamW, or one process",
+        )
+    parts, _ = local.__tensor_flatten__()
+    return {f"{name}.{part}": getattr(local, part) for part in parts}
 
 
 class Optimizer:
@@ -133,7 +150,7 @@ class Optimizer:
                         where="optimizer",
                         fix="use an optimizer whose state is tensors, such as torch.optim.AdamW",
                     )
-                table[f"{entry.name}.{quantity}"] = value
+                table |= _plain_tensors(f"{entry.name}.{quantity}", value)
         return table
 
     @torch.no_grad()
@@ -215,8 +232,8 @@ class Optimizer:
             entry.work.grad = None
             entry.work.copy_(before)
             for value in self.inner.state.get(entry.work, {}).values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+                if isinstance(value, Tensor) and not is_traceable_wrapper_subclass(_local(value)):
+                    value.zero_()  # a quantised state is zero after a step with zero gradients, and knows no zero_
             if entry.is_widened and not entry.keeps_master:
                 _release(entry.work)
         for entry, grad in zip(self._entries, grads, strict=True):

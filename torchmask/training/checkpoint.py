@@ -172,7 +172,9 @@ def verify(folder: Path) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError("K07", f"no checkpoint here: {error}", where=str(folder), fix=_choices(folder)) from error
+        there = "no manifest.json" if folder.is_dir() else "no such folder"
+        why = there if isinstance(error, OSError) else f"manifest.json is damaged: {error}"
+        raise WeightsError("K07", f"no checkpoint: {why}", where=str(folder), fix=_choices(folder)) from error
     for name, entry in manifest.items():
         path = folder / name
         found = "is missing" if not path.exists() else None

@@ -302,6 +302,7 @@ def _steps_line(plan: StepPlan, run: Run, packs: Mapping[str, Any], first_step: 
     product += [f"{run.world_size} processes"] if run.world_size > 1 else []
     slots = plan.global_batch * packs["max_seq_len"]
     resumed = f"; going on after step {first_step:,}" if first_step else ""
+    resumed = "; already finished, nothing is left to train" if first_step >= plan.num_steps else resumed
     return (
         f"{plan.num_steps:,} ({num_epochs:g} x {plan.steps_per_epoch:,}) of {plan.global_batch} rows "
         f"({' x '.join(product)}), {slots:,} slots{resumed}"

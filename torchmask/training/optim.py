@@ -87,8 +87,14 @@ def _make(
     except TorchmaskError:
         raise
     except ValueError as error:  # torch's own range checks: "Invalid learning rate: -1"
+        is_range = "Invalid" in str(error)
         raise ConfigError(
-            "C13", str(error), where="optimizer", fix="a learning rate is a finite number >= 0, 3e-4 for example"
+            "C13" if is_range else "C09",
+            str(error),
+            where="optimizer",
+            fix="a learning rate is a finite number >= 0, 3e-4 for example"
+            if is_range
+            else "use an optimizer that takes parameter groups, such as torch.optim.AdamW",
         ) from error
     if not isinstance(inner, torch.optim.Optimizer):
         raise ConfigError(

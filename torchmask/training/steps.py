@@ -82,7 +82,9 @@ def plan_steps(
             f"the run had {global_batch} rows a step; {run.world_size} processes with batch_size {batch_size} cannot "
             "share them equally",
             where="batch_size",
-            fix=f"with this batch_size use {' or '.join(map(str, valid)) or 'no'} processes, or change batch_size",
+            fix=f"with this batch_size use {' or '.join(map(str, valid))} processes, or change batch_size"
+            if valid
+            else f"set batch_size to a divisor of {max(global_batch // run.world_size, 1)}",
         )
     steps_per_epoch = -(-len(rows) // global_batch)
     if max_steps_per_epoch is not None:
