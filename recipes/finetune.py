@@ -21,15 +21,14 @@ from torchmask.config import Component, component, instantiate
 from torchmask.data import (
     Batch,
     PackedDataset,
-    collate,
-    filler,
+    collate_rows,
     format_ledger,
     render_prompt,
     squad_conversation,
     squad_rows,
     write_masks_html,
 )
-from torchmask.errors import ConfigError, DivergedError, StopRequested, WeightsError
+from torchmask.errors import ConfigError, DivergedError, StopRequested
 from torchmask.evaluation import SquadEvaluation, evaluate_squad, format_before_after
 from torchmask.generation import generate
 from torchmask.models import init_weights, load_pretrained, save_pretrained
@@ -133,6 +132,12 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError("C13", f"{name} is {value}, must be at least 1", where=name)
+        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
+            raise ConfigError(
+                "C13", f"clip_grad_norm is {self.clip_grad_norm}, must be above 0", where="clip_grad_norm"
+            )
+        if not self.output_dir or not 0 <= self.seed < 2**32:
+            raise ConfigError("C13", "output_dir must not be empty, seed is from 0 to 4294967295", where="seed")
 
 
 def main(cfg: Config) -> None:
@@ -145,6 +150,7 @@ def main(cfg: Config) -> None:
         write_record(run, asdict(cfg))
         loggers = [instantiate(cfg.metric_logger)] if cfg.metric_logger and run.is_main else []
 
+        questions = squad_rows(cfg.evaluate.source, max_rows=cfg.evaluate.num_questions) if cfg.evaluate else []
         tokenizer = instantiate(cfg.tokenizer)
         packs = PackedDataset(instantiate(cfg.dataset, tokenizer), **asdict(cfg.packing))
         console.say(format_ledger(packs.report))
@@ -169,7 +175,8 @@ def main(cfg: Config) -> None:
         schedule = instantiate(cfg.lr_scheduler, num_steps=plan.num_steps)
 
         model = instantiate(cfg.model, dtype=cfg.dtype, device="meta")
-        check_vocabulary(packs, model)
+        for rows in filter(None, (packs, packs_val)):
+            rows.check_fits(vocab_size=model.spec.vocab_size, max_seq_len=model.spec.max_seq_len, warn=console.say)
         checkpoint_activations(model, cfg.enable_activation_checkpointing)
         compile_layers(model, cfg.compile)
         shard(model, run)
@@ -194,12 +201,13 @@ def main(cfg: Config) -> None:
             first_step=state["step"],
         )
 
-        before = answer_questions(cfg, model, tokenizer)
+        before = answer_questions(cfg, model, tokenizer, questions)
         save = partial(save_run, cfg, run, model, optimizer, plan, facts)
         steps = console.track(range(state["step"], plan.num_steps), plan.num_steps)
         with MetricsLog(run.output_dir, resume_step=state["step"], loggers=loggers, enabled=run.is_main) as metrics:
             train(cfg, run, model, optimizer, schedule, steps, plan, packs, packs_val, save, metrics, console)
-        after = answer_questions(cfg, model, tokenizer)
+        run.stop.end_deferral()
+        after = answer_questions(cfg, model, tokenizer, questions)
 
         save_pretrained(model, run.final_dir)
         if run.is_main:
@@ -227,9 +235,10 @@ def train(
 ) -> None:
     """Takes the optimizer steps; validates, logs and saves when due."""
     speed = Speed(run)
+    pad_to = cfg.packing.max_seq_len if cfg.compile else None  # one length, so that one compilation serves
     run.stop.deferred = True  # from here on a signal waits for the end of the step
     for step in steps:
-        batches = [fetch(cfg, packs, ids) for ids in step_rows(packs, plan, step, run)]
+        batches = [collate_rows(packs, ids, pad_to) for ids in step_rows(packs, plan, step, run)]
         num_targets, stop = run.agree(sum(b.num_targets for b in batches), run.stop.is_set)
         if stop:
             save(step)
@@ -268,12 +277,6 @@ def train(
             speed.restart()
 
 
-def fetch(cfg: Config, packs: PackedDataset, ids: list[int]) -> Batch:
-    """The rows of a micro-batch, padded to the longest (to one length where layers are compiled)."""
-    rows = [packs[i] if i >= 0 else filler() for i in ids]
-    return collate(rows, pad_to=cfg.packing.max_seq_len if cfg.compile else None)
-
-
 def loss_of(model: Decoder, batch: Batch) -> torch.Tensor:
     """The sum of the weighted negative log likelihoods of a micro-batch, fp32 scalar: change it here."""
     hidden = model(batch.tokens, batch.positions, batch.visible_until)
@@ -292,14 +295,14 @@ def validate(cfg: Config, run: Run, model: Decoder, packs: PackedDataset) -> flo
     loss = num_targets = 0.0
     with inference(model):
         for ids in validation_rows(packs, cfg.batch_size, run):
-            batch = fetch(cfg, packs, ids)
+            batch = collate_rows(packs, ids)
             loss += float(loss_of(model, batch.to(run.device)))
             num_targets += batch.num_targets
     loss, num_targets = run.agree(loss, num_targets)
-    return loss / max(num_targets, 1.0)
+    return loss / num_targets if num_targets else math.nan
 
 
-def answer_questions(cfg: Config, model: Decoder, tokenizer: Any) -> SquadEvaluation | None:
+def answer_questions(cfg: Config, model: Decoder, tokenizer: Any, questions: list[Any]) -> SquadEvaluation | None:
     """Scores of greedy answers to the evaluation's questions, with a few of them; every rank computes the same."""
     if cfg.evaluate is None:
         return None
@@ -316,19 +319,7 @@ def answer_questions(cfg: Config, model: Decoder, tokenizer: Any) -> SquadEvalua
         return answers
 
     with inference(model):
-        return evaluate_squad(squad_rows(chosen.source, max_rows=chosen.num_questions), answer)
-
-
-def check_vocabulary(packs: PackedDataset, model: Decoder) -> None:
-    """Stops if the data has ids the model has no embedding for: the tokenizer of another model."""
-    largest = int(packs.samples.tokens.max())
-    if largest >= model.spec.vocab_size:
-        raise WeightsError(
-            "D15",
-            f"the data has token id {largest}, the model has {model.spec.vocab_size} embeddings",
-            where="tokenizer",
-            fix="use the tokenizer that belongs to the model",
-        )
+        return evaluate_squad(questions, answer)
 
 
 def load_checkpoint(run: Run, folder: Path, model: Decoder, optimizer: Optimizer) -> None:

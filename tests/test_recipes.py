@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from torchmask.cli.main import main
+from torchmask.data import PackedDataset, chat_dataset, collate
 from torchmask.models import from_config, from_pretrained, save_pretrained
 from torchmask.tokenizers import from_pretrained as load_tokenizer
 
@@ -170,6 +171,21 @@ def test_transformers_loads_the_final_folder_and_agrees(unbroken):
     assert load_tokenizer(final).chat_format == "chatml"  # as the run had it, so that generation prompts alike
     tokenizer = transformers.AutoTokenizer.from_pretrained(final)
     assert tokenizer("hello")["input_ids"] and tokenizer.eos_token == "<|im_end|>"
+
+
+def test_the_validation_loss_is_the_mean_over_all_trained_tokens_of_its_rows(unbroken, workplace):
+    output = unbroken[0]
+    model, tokenizer = from_pretrained(output / "final"), load_tokenizer(output / "final")
+    rows = PackedDataset(chat_dataset(tokenizer, source=str(workplace / "val.jsonl")), max_seq_len=128)
+    nll = count = 0.0
+    with torch.no_grad():
+        for pack in rows:
+            batch = collate([pack])
+            logits = model.lm_head(model(batch.tokens, batch.positions, batch.visible_until))
+            nll += torch.nn.functional.cross_entropy(logits[0], batch.labels[0], reduction="sum").item()
+            count += batch.num_targets
+    logged = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"]
+    assert logged == pytest.approx(nll / count, rel=1e-5)
 
 
 def test_two_processes_give_the_losses_of_one_to_rounding(unbroken, unbroken_two):
@@ -466,6 +482,40 @@ def test_the_tokenizer_of_another_model(workplace, tmp_path, capfd):
     config = {**json.loads((base / "config.json").read_text()), "vocab_size": 100}
     save_pretrained(from_config(config), base)
     _fails(workplace, tmp_path, capfd, f"model.folder={base}", code=4, match=r"D15.*100 embeddings")
+
+
+def test_the_validation_rows_are_checked_against_the_vocabulary_too(workplace, tmp_path, capfd):
+    config = {**json.loads((workplace / "base/config.json").read_text()), "vocab_size": 200}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = f"model={{_component_: torchmask.models.from_config, config: {tmp_path}/config.json}}"
+    folder = f"tokenizer.folder={workplace}/base"
+    for name, text in (("low", "aaaa"), ("high", "a a a")):  # the blank is the byte-level token 220
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text * 5}) + "\n")
+    train, val = (
+        _dataset(tmp_path / f"{name}.jsonl", "text_completion_dataset").replace("}", ", add_eos: false}")
+        for name in ("low", "high")
+    )
+    val = val.replace("dataset", "dataset_val", 1)
+    _fails(workplace, tmp_path, capfd, model, folder, train, val, *ONE_STEP, code=4, match="D15.*200 embeddings")
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf"])
+def test_a_clip_norm_that_would_not_clip_is_refused(workplace, tmp_path, capfd, value):
+    _fails(workplace, tmp_path, capfd, f"clip_grad_norm={value}", code=2, match="C13.*clip_grad_norm")
+
+
+def test_a_missing_question_file_is_found_before_anything_is_tokenised(workplace, tmp_path, capfd):
+    source = f"evaluate={{source: {tmp_path}/none.json}}"
+    _fails(workplace, tmp_path, capfd, source, code=3, match=r"D05.*none\.json")
+
+
+def test_a_configuration_cannot_name_what_writes_files(workplace, tmp_path, capfd):
+    target = tmp_path / "canary"
+    writers = ("models.weights.save_weights", "models.save_pretrained", "training.loss_png", "training.write_record")
+    for name in writers:
+        component = f"metric_logger={{_component_: torchmask.{name}, folder: {target}}}"
+        _fails(workplace, tmp_path, capfd, component, code=2, match="C07.*refused")
+    assert not target.exists()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(workplace, tmp_path, capfd):

@@ -223,6 +223,22 @@ def test_missing_shards_are_all_named(tmp_path):
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{not json", "{}", '{"weight_map": []}', '{"weight_map": {"x": "a.safetensors"}}'])
+def test_a_broken_index_is_named(tmp_path, content):
+    save_pretrained(from_config(TINY), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match="index"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model_type": "llama"}', json.dumps({**TINY, "num_attention_heads": 0})])
+def test_a_broken_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        from_config(tmp_path)
+
+
 def test_wrong_missing_and_unexpected_tensors_are_named_together(tmp_path):
     save_pretrained(from_config(TINY), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

@@ -114,6 +114,39 @@ def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(run):
     assert "step-00000002" in said[0] and "state.json" in said[0]
 
 
+def test_checkpoints_after_the_step_resumed_from_are_set_aside_and_new_ones_are_kept(run):
+    for step in (1, 2, 3):
+        _save(run, step)
+    said = []
+    chosen = choose_checkpoint(run, str(run.checkpoints_dir / "step-00000001"), said.append)
+    assert chosen.name == "step-00000001" and "stale-step-00000003" in " ".join(said)
+    _save(run, 2, value=5.0, keep_last_n=2)
+    assert [p.name for p in find_checkpoints(run.checkpoints_dir)] == ["step-00000001", "step-00000002"]
+    into = _tensors(0.0)["model"]
+    load_tensors(run, run.checkpoints_dir / "step-00000002", "model", into)
+    assert into["b"][0] == 5.0, "the checkpoint of the course that is not taken any more was kept instead"
+
+
+def test_a_damaged_newest_checkpoint_does_not_outlive_the_good_ones_that_follow(run):
+    for step in (1, 2):
+        _save(run, step)
+    (run.checkpoints_dir / "step-00000002/state.json").write_text("{}")
+    choose_checkpoint(run, True, lambda _: None)
+    for step in (2, 3):
+        _save(run, step, keep_last_n=2)
+    for folder in find_checkpoints(run.checkpoints_dir):
+        verify(folder)
+    assert [p.name for p in find_checkpoints(run.checkpoints_dir)] == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "{not json"])
+def test_a_manifest_that_says_nothing_is_no_checkpoint(run, manifest):
+    folder = _save(run, 1)
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match="manifest"):
+        verify(folder)
+
+
 def test_resuming_stops_when_every_checkpoint_is_damaged_and_names_them(run):
     for step in (1, 2):
         (_save(run, step) / "state.json").unlink()

@@ -35,6 +35,18 @@ BUILDING_BLOCKS = (
 )
 """Packages whose classes and functions every configuration may name."""
 
+NO_BLOCKS = (
+    "torchmask.data.view",
+    "torchmask.models.export",
+    "torchmask.models.weights",
+    "torchmask.training.checkpoint",
+    "torchmask.training.loss_curve",
+    "torchmask.training.metrics",
+    "torchmask.training.record",
+    "torchmask.training.run",
+)
+"""Modules in those packages that write where their arguments say: for recipes, never for configurations."""
+
 _FOREIGN_BLOCKS = [block for block in BUILDING_BLOCKS if not block.startswith("torchmask.")]
 
 
@@ -52,6 +64,8 @@ class Trust:
 
     def allows_module(self, module: str) -> bool:
         """Whether objects defined in `module` may be used."""
+        if module in NO_BLOCKS and module not in self.modules:
+            return False
         if any(module == prefix or module.startswith(prefix + ".") for prefix in (*BUILDING_BLOCKS, *self.modules)):
             return True
         return self.in_folder(module)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchmask.data.batch import Batch, collate, filler
+    from torchmask.data.batch import Batch, collate, collate_rows, filler
     from torchmask.data.builders import (
         alpaca_dataset,
         chat_dataset,
@@ -41,6 +41,7 @@ __all__ = [
     "alpaca_dataset",
     "chat_dataset",
     "collate",
+    "collate_rows",
     "filler",
     "format_ledger",
     "instruct_dataset",
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "batch": ("Batch", "collate", "filler"),
+    "batch": ("Batch", "collate", "collate_rows", "filler"),
     "builders": ("alpaca_dataset", "chat_dataset", "instruct_dataset", "squad_dataset", "text_completion_dataset"),
     "formats": ("Conversation",),
     "masks": ("MaskPolicy", "mask_of"),

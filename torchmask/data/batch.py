@@ -59,6 +59,11 @@ def filler() -> Pack:
     return Pack(token, label, position, visible_until)
 
 
+def collate_rows(rows: Sequence[Pack], ids: Sequence[int], pad_to: int | None = None) -> Batch:
+    """The rows of these numbers as a batch; a negative number stands for a row without targets (`filler`)."""
+    return collate([rows[i] if i >= 0 else filler() for i in ids], pad_to)
+
+
 def collate(packs: Sequence[Pack], pad_to: int | None = None, pad_id: int = 0, *, pad_to_multiple_of: int = 1) -> Batch:
     """Stacks rows, padded on the right.
 

@@ -7,7 +7,7 @@ when the rows go to a file and belongs there.
 Legend: T slots of one row, N samples, F fragments, R rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
@@ -28,7 +28,7 @@ from torchmask.data.selection import (
     Selection,
     select_fragments,
 )
-from torchmask.errors import ConfigError
+from torchmask.errors import ConfigError, WeightsError
 from torchmask.messages import MaskFlag
 
 __all__ = ["Pack", "PackedDataset", "Placement", "Plan", "plan_packs"]
@@ -138,6 +138,7 @@ class PackedDataset(Sequence[Pack]):
             "trim_tail": trim_tail,
         }
         num_targets = targets.count(fragments)
+        self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
         self.report: dict[str, Any] = _ledger(self.samples, targets, selection, len(plan), options)
         self._store(fragments, plan, num_targets)
 
@@ -201,6 +202,28 @@ class PackedDataset(Sequence[Pack]):
         positions = np.subtract(numbers, np.repeat(slots, lengths), dtype=np.int32, casting="same_kind")
         return Pack(tokens, labels, positions, visible_until, weights)
 
+    def check_fits(self, *, vocab_size: int, max_seq_len: int, warn: Callable[[str], None]) -> None:
+        """Whether a model can be trained on these rows.
+
+        Args:
+            vocab_size: embeddings the model has.
+            max_seq_len: the longest sequence the model was made for; longer rows are told to `warn`.
+
+        Raises:
+            WeightsError: D15, an id the model has no embedding for: the tokenizer is another model's.
+        """
+        largest = int(self.samples.tokens.max())
+        if largest >= vocab_size:
+            raise WeightsError(
+                "D15",
+                f"the data has token id {largest}, the model has {vocab_size} embeddings",
+                where="tokenizer",
+                fix="use the tokenizer that belongs to the model",
+            )
+        longest = int(self._fragments.lengths.max())
+        if longest > max_seq_len:
+            warn(f"WARNING a document of {longest} tokens in a row; the model was made for {max_seq_len}")
+
     def documents(self, index: int) -> list[Placement]:
         """The documents of row `index` in the order of their slots."""
         i = range(len(self))[index]
@@ -217,8 +240,10 @@ class PackedDataset(Sequence[Pack]):
         that raw streams stay the same across versions, which it does not for `Generator.permutation`. So a place in
         the data is one integer, and any rank or later run finds it again.
         """
-        words = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(len(self))
-        return np.argsort(words, kind="stable")
+        if self._order is None or self._order[0] != (seed, epoch):  # every step of an epoch asks for it
+            words = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(len(self))
+            self._order = (seed, epoch), np.argsort(words, kind="stable")
+        return self._order[1]
 
 
 def _shifted(column: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torchmask.errors import ConfigError, DataError
+from torchmask.errors import ConfigError, DataError, StopRequested
 
 OnBadRow = Literal["error", "skip"]
 Filter = Callable[[Mapping[str, Any]], bool] | Mapping[str, Any]
@@ -219,6 +219,8 @@ def _matches(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def _call(filter_fn: Callable[[Mapping[str, Any]], bool], row: Row) -> bool:
     try:
         return bool(filter_fn(row.values))
+    except StopRequested:
+        raise
     except Exception as error:  # the user's own function: any failure gets the row's place
         message = f"filter_fn failed: {type(error).__name__}: {error}"
         fix = f"the row has the columns {', '.join(row.values) or 'none'}"

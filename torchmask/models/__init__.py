@@ -1,12 +1,12 @@
 """Models: builders for published sizes, and folders in Hugging Face layout in and out."""
 
+from torchmask.models.export import save_pretrained
 from torchmask.models.folder import (
     FAMILIES,
     from_config,
     from_pretrained,
     load_pretrained,
     read_config,
-    save_pretrained,
 )
 from torchmask.models.llama import (
     code_llama_7b,

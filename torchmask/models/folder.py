@@ -1,18 +1,15 @@
-"""Models from and to folders in Hugging Face layout."""
+"""Models from folders in Hugging Face layout."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from torchmask.errors import WeightsError
 from torchmask.models import llama
 from torchmask.models.family import Family, build_model
-from torchmask.models.weights import load_weights, save_weights
+from torchmask.models.weights import load_weights
 from torchmask.modules.decoder import Decoder
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
@@ -58,44 +55,18 @@ def from_config(
     family = family_of(content)
     try:
         spec = family.spec_from_config(content)
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, WeightsError):
+            raise
         where = "config.json" if isinstance(config, dict) else str(config)
-        raise WeightsError("W05", f"config.json has no {error}", where=where, fix="get the file again") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise WeightsError("W05", f"config.json describes no model: {why}", where=where, fix="get it again") from error
     return build_model(family, spec, dtype=dtype, device=device, config=content, seed=seed)
 
 
 def load_pretrained(model: Decoder, folder: str | Path) -> None:
     """Fills a materialised model (whole, or sharded by FSDP2) with the weights of a folder."""
     load_weights(model, Path(folder).expanduser(), family_of(model.hub_config).to_ours)
-
-
-def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Writes config.json and safetensors as transformers loads them; collective where the model is sharded.
-
-    Rank 0 writes; one whole tensor at a time is gathered. A tied head is not written, as on the Hub.
-
-    Args:
-        dtype: of the files; None keeps the parameters' own.
-    """
-    folder = Path(folder)
-    family = family_of(model.hub_config)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the model is on the meta device: it has no weights to write")
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in model.named_parameters():  # a tied head comes once, as the embedding
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            yield family.to_hub(name), whole.to(dtype) if dtype is not None else whole
-
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
-        for _ in tensors():
-            pass
-        return
-    save_weights(folder, tensors())
-    written = dtype or model.embed_tokens.weight.dtype
-    config = {**model.hub_config, "torch_dtype": str(written).removeprefix("torch.")}
-    config.pop("dtype", None)  # the newer name of the same key
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
@@ -105,7 +76,7 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
     path = Path(config).expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(
             "W03",
@@ -115,6 +86,9 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise WeightsError("W05", f"not valid JSON: {error}", where=str(path), fix="get the file again") from error
+    if not isinstance(content, dict):
+        raise WeightsError("W05", "not a JSON object", where=str(path), fix="get the file again")
+    return content
 
 
 def family_of(config: dict[str, Any]) -> Family:

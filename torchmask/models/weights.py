@@ -33,7 +33,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
         WeightsError: no safetensors, a shard of the index is missing, or a file is damaged.
     """
     if (folder / INDEX_FILE).exists():
-        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        weight_map = _read_index(folder / INDEX_FILE)
         missing = sorted({name for name in weight_map.values() if not (folder / name).exists()})
         if missing:
             raise WeightsError(
@@ -43,12 +43,26 @@ def weight_files(folder: Path) -> dict[str, Path]:
                 fix="download the folder again; `torchmask download` fetches only what is missing",
             )
         for name in sorted(set(weight_map.values())):
-            tensor_names(folder / name)
+            held = set(tensor_names(folder / name))
+            lost = sorted(tensor for tensor, file in weight_map.items() if file == name and tensor not in held)
+            if lost:
+                message = f"{INDEX_FILE} says that {lost[0]} is in {name}, and it is not"
+                raise WeightsError("W03", message, where=str(folder), fix="download the folder again")
         return {name: folder / file for name, file in weight_map.items()}
     files = [folder / SINGLE_FILE] if (folder / SINGLE_FILE).exists() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise _no_weights(folder)
     return {name: file for file in files for name in tensor_names(file)}
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise TypeError("weight_map is not a table of file names")
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError("W01", f"not a valid index: {error}", where=str(file), fix="get the file again") from error
+    return weight_map
 
 
 def tensor_names(file: Path) -> list[str]:

@@ -175,6 +175,8 @@ def verify(folder: Path) -> None:
         there = "no manifest.json" if folder.is_dir() else "no such folder"
         why = there if isinstance(error, OSError) else f"manifest.json is damaged: {error}"
         raise WeightsError("K07", f"no checkpoint: {why}", where=str(folder), fix=_choices(folder)) from error
+    if not isinstance(manifest, dict) or STATE not in manifest:
+        raise WeightsError("W04", f"{MANIFEST} does not list {STATE}", where=str(folder), fix=_choices(folder))
     for name, entry in manifest.items():
         path = folder / name
         found = "is missing" if not path.exists() else None

@@ -38,9 +38,22 @@ def materialise(model: Decoder, run: Run) -> None:
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float | None) -> Tensor:
-    """The global gradient norm before clipping, fp32 scalar; gradients are scaled down to `max_norm` if it is set."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if max_norm is None else max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """The global gradient norm before clipping, a scalar; gradients are scaled down to `max_norm` if it is set.
+
+    Taken in at least fp32 whatever the gradients' dtype: torch's own would be a bf16 number for bf16 gradients.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    own = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+    wide = torch.promote_types(own[0].dtype, torch.float32)
+    squared = torch.stack([torch.linalg.vector_norm(g, dtype=wide) for g in own]).square().sum()
+    if isinstance(grads[0], DTensor):
+        torch.distributed.all_reduce(squared)  # every rank holds other rows of each parameter
+    norm = squared.sqrt()
+    if max_norm is not None:
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for g in own:
+            g.mul_(scale)
+    return norm
 
 
 def model_tensors(model: Decoder) -> dict[str, Tensor]:

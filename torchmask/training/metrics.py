@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from torchmask.errors import EnvironmentFault
+from torchmask.errors import EnvironmentFault, StopRequested
 from torchmask.training.metric_loggers import MetricLogger
 
 METRICS_FILE = "metrics.jsonl"
@@ -109,6 +109,8 @@ class MetricsLog:
         for logger in list(self._loggers):
             try:
                 action(logger)
+            except StopRequested:
+                raise
             except Exception as error:  # whatever a service throws must not cost the run
                 self._loggers.remove(logger)
                 self._warn(

@@ -1,11 +1,12 @@
 """Choosing the checkpoint to go on from, and making sure that it belongs to this run."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torchmask.errors import ConfigError, WeightsError
-from torchmask.training.checkpoint import find_checkpoints, load_state, verify
+from torchmask.training.checkpoint import checkpoint_dir, find_checkpoints, load_state, verify
 from torchmask.training.run import Run
 
 
@@ -32,7 +33,23 @@ def choose_checkpoint(run: Run, choice: bool | str, say: Callable[[str], None]) 
     chosen = int(run.agree(float(first_whole))[0])  # the other ranks add 0
     if chosen == len(candidates):
         raise problem or WeightsError("W04", "no checkpoint is whole; rank 0 tells which", where=str(run.output_dir))
+    if run.is_main:
+        _set_aside_later_ones(run, load_state(candidates[chosen])["step"], say)
+    run.barrier()
     return candidates[chosen]
+
+
+def _set_aside_later_ones(run: Run, step: int, say: Callable[[str], None]) -> None:
+    """Renames the run's checkpoints after `step`: they are damaged, or of a course that is not taken any more.
+
+    Left where they are they would count as the newest ones, and the good ones of the new course would be deleted.
+    """
+    for later in sorted(run.checkpoints_dir.glob("step-*")):
+        if later != checkpoint_dir(run, step) and later.name > checkpoint_dir(run, step).name:
+            aside = later.with_name(f"stale-{later.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
+            say(f"{later.name} is after the step resumed from: kept as {aside.name}, delete it when you like")
 
 
 def _first_whole(candidates: list[Path], say: Callable[[str], None]) -> tuple[int, WeightsError | None]:

@@ -4,7 +4,6 @@ outputs/
   config.yaml run.json metrics.jsonl logs/ checkpoints/ final/
 """
 
-import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from torchmask.errors import ConfigError, EnvironmentFault
 from torchmask.training.seed import seed_everything
-from torchmask.training.stop import StopFlag, catch_signals, process_is_alive
+from torchmask.training.stop import StopFlag, catch_signals
 
 LOCK = ".lock"
 
@@ -96,13 +96,14 @@ def start_run(
     run = Run(Path(output_dir).expanduser(), chosen, rank, world_size, mesh)
     seed_everything(seed, rank=rank)
     with catch_signals(run.stop):
-        _take_folder(run, resume=resume)
+        lock = _take_folder(run, resume=resume)
         try:
             yield run
             run.barrier()  # before the group is destroyed, else one rank in three aborts at exit
         finally:
-            if run.is_main:
+            if lock is not None:
                 (run.output_dir / LOCK).unlink(missing_ok=True)
+                lock.close()
             if dist.is_initialized():
                 dist.destroy_process_group()
 
@@ -130,12 +131,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _take_folder(run: Run, *, resume: bool) -> None:
-    """Rank 0 checks and locks the folder; all ranks learn whether it may be used."""
+def _take_folder(run: Run, *, resume: bool) -> IO[str] | None:
+    """Rank 0 checks the folder and holds its lock file open; all ranks learn whether it may be used."""
     problem: Exception | None = None
+    lock = None
     if run.is_main:
         try:
-            _check_and_lock(run, resume=resume)
+            lock = _check_and_lock(run, resume=resume)
         except (OSError, ConfigError) as error:
             problem = error
     if run.agree(float(problem is not None))[0]:
@@ -147,9 +149,10 @@ def _take_folder(run: Run, *, resume: bool) -> None:
                 fix="set output_dir to a folder you may write to",
             ) from problem
         raise problem or ConfigError("K05", "rank 0 could not take the output folder", where=str(run.output_dir))
+    return lock
 
 
-def _check_and_lock(run: Run, *, resume: bool) -> None:
+def _check_and_lock(run: Run, *, resume: bool) -> IO[str]:
     run.output_dir.mkdir(parents=True, exist_ok=True)
     held = sorted(p.name for p in run.checkpoints_dir.glob("step-*"))
     held += ["final"] if run.final_dir.exists() else []
@@ -160,31 +163,33 @@ def _check_and_lock(run: Run, *, resume: bool) -> None:
             where=str(run.output_dir),
             fix="set output_dir to another folder, or resume_from_checkpoint=true to go on with this run",
         )
-    lock = run.output_dir / LOCK
-    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-    for _ in range(2):
-        try:
-            with os.fdopen(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as f:
-                f.write(mine)
-            return
-        except FileExistsError:
-            owner = _owner(lock)
-            if owner.get("host") == socket.gethostname() and not process_is_alive(int(owner.get("pid", 0))):
-                lock.unlink(missing_ok=True)  # its process is gone: take the folder over
-                continue
-            raise ConfigError(
-                "K06",
-                f"process {owner.get('pid')} on {owner.get('host')} works in this output folder",
-                where=str(lock),
-                fix="wait for it, choose another output_dir, or delete the lock if that process is gone",
-            ) from None
+    lock = open(run.output_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (held open while the run lasts)
+    if not _lock_is_free(lock):
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        raise ConfigError(
+            "K06",
+            f"{owner} works in this output folder",
+            where=str(run.output_dir),
+            fix="wait for it, or choose another output_dir",
+        )
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
 
 
-def _owner(lock: Path) -> dict[str, str]:
+def _lock_is_free(lock: IO[str]) -> bool:
+    """Takes the lock if nobody has it. The system lets go of it when its process ends, however that happens."""
     try:
-        return json.loads(lock.read_text())
-    except (OSError, ValueError):
-        return {}
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def any_rank(run: Run, flag: bool) -> bool:

@@ -4,7 +4,6 @@ While a run is being set up there is nothing to save, so the first signal ends i
 signal is honoured at the next step and a second Ctrl-C ends it where it stands (the last checkpoint is whole).
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +36,12 @@ class StopFlag:
         if not self.deferred:
             raise StopRequested("R06", f"stopped by {name} before training began; nothing had to be saved")
 
+    def end_deferral(self) -> None:
+        """Training is over: from here on a signal ends the run at once, one that came before does so now."""
+        self.deferred = False
+        if self.signal_name is not None:
+            raise StopRequested("R04", f"stopped by {self.signal_name} after training; the last checkpoint is whole")
+
     @property
     def is_set(self) -> bool:
         """Whether a stop was asked for."""
@@ -57,14 +62,3 @@ def catch_signals(flag: StopFlag) -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
-
-
-def process_is_alive(pid: int) -> bool:
-    """Whether a process of this machine still runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
