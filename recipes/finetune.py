@@ -127,6 +127,10 @@ class Config:
     resume_from_checkpoint: bool | str = False  # true = the newest in output_dir; or a checkpoint's path
 
     def __post_init__(self) -> None:
+        positive = self.evaluate is None or min(self.evaluate.batch_size, self.evaluate.max_new_tokens) > 0
+        if not positive or not self.output_dir or not 0 <= self.seed < 2**32:
+            ranges = "evaluate's numbers are above 0, output_dir is not empty, seed is from 0 to 4294967295"
+            raise ConfigError("C13", ranges, where="evaluate" if not positive else "seed")
         counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_steps_per_epoch", "keep_last_n")
         for name in (*counts, "log_every_n_steps", "save_every_n_steps", "run_val_every_n_steps"):
             value = getattr(self, name)
@@ -136,8 +140,6 @@ class Config:
             raise ConfigError(
                 "C13", f"clip_grad_norm is {self.clip_grad_norm}, must be above 0", where="clip_grad_norm"
             )
-        if not self.output_dir or not 0 <= self.seed < 2**32:
-            raise ConfigError("C13", "output_dir must not be empty, seed is from 0 to 4294967295", where="seed")
 
 
 def main(cfg: Config) -> None:

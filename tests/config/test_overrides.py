@@ -2,7 +2,7 @@
 
 import pytest
 
-from torchmask.config.document import compose
+from torchmask.config.document import as_node, compose
 from torchmask.config.overrides import apply_overrides, parse_value
 
 BASE = """\
@@ -89,3 +89,16 @@ def test_what_cannot_be_applied_is_said(word, message, fix):
     assert message in problems[0].message
     assert problems[0].where == "command line"
     assert fix is None or fix in problems[0].fix
+
+
+@pytest.mark.parametrize("text", ["[hello", "{a}", "!tag x", '"hi" he said', '"quoted"', "0123", "a=b: c"])
+def test_text_is_kept_as_it_was_typed(text):
+    root = as_node({"prompt": "old", "size": 1}, "x.yaml:1")
+    assert apply_overrides(root, [f"prompt={text}", "size=2"], text_keys=["prompt"]) == []
+    assert root.plain() == {"prompt": text, "size": 2}
+
+
+def test_null_still_empties_a_text():
+    root = as_node({"prompt": "old"}, "x.yaml:1")
+    assert apply_overrides(root, ["prompt=null"], text_keys=["prompt"]) == []
+    assert root.plain() == {"prompt": None}

@@ -72,7 +72,8 @@ def load_config(
         raise ConfigError("C10", "a configuration is a mapping of keys to values", where=root.place)
     trust = trust or Trust()
     components = [name for name, field in schema.fields.items() if field.is_component]
-    problems: list[TorchmaskError] = [*apply_overrides(root, overrides, component_keys=components)]
+    texts = _text_keys(schema.fields)
+    problems: list[TorchmaskError] = [*apply_overrides(root, overrides, component_keys=components, text_keys=texts)]
     problems += _check_keys(root, schema.fields, path="", config=config)
     problems += resolve_ours(root, folder=config.absolute().parent)
     problems += _check_components(root, schema.fields, trust, path="")
@@ -157,6 +158,17 @@ def _check_keys(root: Node, fields: dict[str, Field], *, path: str, config: Path
         fix = f"add it to the file, or {cure} to the command line"
         problems.append(ConfigError("C05", message, where=str(config) if not path else root.place, fix=fix))
     return problems
+
+
+def _text_keys(fields: dict[str, Field], path: str = "") -> list[str]:
+    """The keys declared as text and nothing else (or null)."""
+    keys = []
+    for name, field in fields.items():
+        if field.section is not None:
+            keys += _text_keys(field.section, f"{path}{name}.")
+        elif field.annotation in ("str", "str | None"):
+            keys.append(f"{path}{name}")
+    return keys
 
 
 def _fit_scalar(node: Node, field: Field) -> None:

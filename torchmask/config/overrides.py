@@ -23,7 +23,9 @@ def parse_value(text: str) -> Node:
     return Node(core_scalar(text), COMMAND_LINE, text)
 
 
-def apply_overrides(root: Node, overrides: Sequence[str], *, component_keys: Sequence[str] = ()) -> list[ConfigError]:
+def apply_overrides(
+    root: Node, overrides: Sequence[str], *, component_keys: Sequence[str] = (), text_keys: Sequence[str] = ()
+) -> list[ConfigError]:
     """Changes `root` in place and returns what could not be applied.
 
     Whole components are replaced first, whatever the order on the command line, so that
@@ -33,6 +35,7 @@ def apply_overrides(root: Node, overrides: Sequence[str], *, component_keys: Seq
         root: the configuration.
         overrides: as typed.
         component_keys: top-level keys that hold a component even where the file does not name one.
+        text_keys: keys that hold text: what is typed is kept, brackets, quotation marks and all.
     """
     problems: list[ConfigError] = []
     parsed: list[tuple[int, str, Node | None]] = []
@@ -44,7 +47,8 @@ def apply_overrides(root: Node, overrides: Sequence[str], *, component_keys: Seq
             problems.append(ConfigError("C04", f"{override!r} is not an override", where=COMMAND_LINE, fix=_FORM))
         else:
             try:
-                value = parse_value(text)
+                is_text = key in text_keys and core_scalar(text) is not None
+                value = Node(text, COMMAND_LINE, text) if is_text else parse_value(text)
             except ConfigError as error:
                 problems.append(error)
                 continue

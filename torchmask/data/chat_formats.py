@@ -125,6 +125,11 @@ def _content(content: Any, path: str, row: Row) -> str | list[dict[str, Any]]:
         if part.get("type", "text") != "text":
             message = f"{here} is of type {part['type']!r}; only text can be trained on"
             raise RowError("D08", "wrong_type", message, where=row.where, fix="remove the part or the row")
+        rules = sorted({"masked", "train", "weight", "visible"} & part.keys())
+        if rules:
+            message = f"{here} says {rules[0]!r}, and parts of a message cannot be told apart yet"
+            fix = f"set {rules[0]!r} on the whole message, or remove it"
+            raise RowError("D08", "wrong_type", message, where=row.where, fix=fix)
         key = "text" if "text" in part else "content"
         parts.append({**part, "type": "text", "text": text_at(part.get(key), f"{here}.{key}", row)})
     return parts
