@@ -173,10 +173,8 @@ def _drill(rng: random.Random) -> tuple[str, str]:
 
 def _notes(rng: random.Random) -> tuple[str, str]:
     """A passage and notes on it, or the same facts in other words."""
-    # Half of the passages tell one thing of many people: who is meant is harder to learn than what.
-    people, relations = (rng.randint(3, 6), 1) if rng.random() < 0.5 else (rng.randint(2, 4), rng.randint(2, 3))
     passage = make_passage(
-        rng, "pretrain", num_people=people, num_relations=relations, num_facts=rng.randint(people, people + 3)
+        rng, "pretrain", num_people=rng.randint(2, 4), num_relations=rng.randint(2, 3), num_facts=rng.randint(3, 7)
     )
     facts = rng.sample(passage.facts, len(passage.facts))
     if rng.random() < 0.25:

@@ -115,7 +115,7 @@ def test_normalising_twice_changes_nothing_more(text):
         ('{"answer": true}', Parsed('{"answer": true}', malformed=True)),
         ("?", Parsed("?", malformed=True)),
         ("", Parsed("", malformed=True)),
-        ("[" * 100 + '{"answer": ' * 50_000, Parsed(("[" * 100 + '{"answer": ' * 50_000).strip(), malformed=True)),
+        ("[" * 100 + '{"answer": ' * 3_000, Parsed(("[" * 100 + '{"answer": ' * 3_000).strip(), malformed=True)),
     ],
 )
 def test_the_answer_is_read_from_the_first_object(text, expected):

@@ -203,7 +203,6 @@ def test_a_prompts_file_that_is_not_there_is_named_with_its_whole_path(run, chec
         ({"prompt": "Hi", "chat": True}, "C06", "chat_format"),
         ({"prompt": "Hi", "temperature": -1.0}, "C13", "temperature"),
         ({"prompt": "Hi", "batch_size": 0}, "C13", "batch_size"),
-        ({"prompt": "Hi", "dtype": "int8"}, "C13", "fp32, bf16"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run, checkpoint, options, id, message):
