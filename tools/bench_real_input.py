@@ -30,7 +30,7 @@ dataset: {{_component_: torchmask.data.alpaca_dataset, source: {ALPACA}}}
 packing: {{max_seq_len: 512, over_length: truncate}}
 batch_size: 4
 gradient_accumulation_steps: 2
-epochs: 2
+epochs: 1
 optimizer: {{_component_: torch.optim.AdamW, lr: 2.0e-3}}
 lr_scheduler: {{_component_: torchmask.training.cosine_schedule, warmup_ratio: 0.05}}
 save_every_n_steps: 10
