@@ -1,7 +1,7 @@
 """Makes the embedded default: `configs/tiny/data` (questions), `configs/tiny/base` (model and tokenizer).
 
     python tools/make_tiny_base.py data       # seconds: the questions, the same bytes each time
-    python tools/make_tiny_base.py base       # about 20 minutes on one idle core: tokenizer, then pre-training with `finetune`
+    python tools/make_tiny_base.py base       # about 20 minutes on one core: tokenizer, then `finetune` from scratch
 
 The base is a Llama of 0.9 million parameters that has learned to copy: it reads invented passages and writes notes on
 them (tiny_facts.py says which). It goes through torchmask's own `finetune` recipe with configs/tiny/pretrain.yaml, in
