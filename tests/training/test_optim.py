@@ -7,6 +7,7 @@ from torch import nn
 
 from torchmask.errors import ConfigError, WeightsError
 from torchmask.training.bf16_updates import Optimizer, round_stochastically
+from torchmask.training.muon import MuonAdamW
 from torchmask.training.optim import build_optimizer
 
 
@@ -63,7 +64,11 @@ def test_only_matrices_decay():
 
 def test_weight_decay_given_here_wins_over_the_optimizers_own():
     groups = build_optimizer(tiny_model(), adamw(weight_decay=0.1), weight_decay=0.3).inner.param_groups
-    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert [group["weight_decay"] for group in groups] == [
+        0.3,
+        0.3,
+        0.0,
+    ]  # layers, embeddings, norms and biases
 
 
 def test_frozen_parameters_are_left_out():
@@ -225,6 +230,7 @@ MAKERS = {
     "sgd_dampened": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, dampening=0.5),
     "nadam": partial(torch.optim.NAdam, lr=1e-2),
     "adagrad": partial(torch.optim.Adagrad, lr=1e-2, initial_accumulator_value=0.1),
+    "muon": partial(MuonAdamW, lr=1e-2),
     "adafactor": partial(torch.optim.Adafactor, lr=1e-2),
 }
 

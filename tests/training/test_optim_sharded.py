@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from torchmask.training.muon import MuonAdamW
 from torchmask.training.optim import build_optimizer
 
 
@@ -23,6 +24,10 @@ def tiny_model(seed=0):
 
 def adamw(groups):
     return torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+
+
+def muon(groups):
+    return MuonAdamW(groups, lr=1e-2, weight_decay=0.1)
 
 
 def train(model, optimizer, *, first, num_steps):
@@ -37,7 +42,7 @@ def train(model, optimizer, *, first, num_steps):
     return losses
 
 
-def check_sharded_training(rank, folder, bf16_updates):
+def check_sharded_training(rank, folder, bf16_updates, make=adamw, moment="0.weight.exp_avg"):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
     from torch.distributed.fsdp import fully_shard
@@ -45,19 +50,19 @@ def check_sharded_training(rank, folder, bf16_updates):
 
     def sharded(seed):
         model = fully_shard(tiny_model(seed))
-        return model, build_optimizer(model, adamw, bf16_updates=bf16_updates)
+        return model, build_optimizer(model, make, bf16_updates=bf16_updates)
 
     # Every rank sees the same rows, so the averaged gradient is that of one process.
     whole = tiny_model()
-    alone = train(whole, build_optimizer(whole, adamw, bf16_updates=bf16_updates), first=0, num_steps=8)
+    alone = train(whole, build_optimizer(whole, make, bf16_updates=bf16_updates), first=0, num_steps=8)
     unbroken, optimizer = sharded(0)
     expected = train(unbroken, optimizer, first=0, num_steps=8)
     if bf16_updates == "master_weights":
         # Rounding of the reduced bf16 gradients only; other noise is drawn for other shards.
         assert expected == pytest.approx(alone, abs=2e-3)
     state = optimizer.state_dict()
-    assert isinstance(state["0.weight.exp_avg"], DTensor)
-    assert state["0.weight.exp_avg"].dtype == torch.float32
+    assert isinstance(state[moment], DTensor)
+    assert state[moment].dtype == torch.float32
 
     stopped, first = sharded(0)
     losses = train(stopped, first, first=0, num_steps=3)
@@ -97,6 +102,7 @@ def check_replicas(rank, folder):
 CHECKS = {
     "master_weights": lambda rank, folder: check_sharded_training(rank, folder, "master_weights"),
     "stochastic_rounding": lambda rank, folder: check_sharded_training(rank, folder, "stochastic_rounding"),
+    "muon": lambda *a: check_sharded_training(*a, "master_weights", make=muon, moment="1.weight.momentum_buffer"),
     "replicas": check_replicas,
 }
 
@@ -117,7 +123,7 @@ def outcomes(tmp_path_factory):
     return {check: [(folder / f"{check}-{rank}.txt").read_text() for rank in range(2)] for check in CHECKS}
 
 
-@pytest.mark.parametrize("bf16_updates", ["master_weights", "stochastic_rounding"])
+@pytest.mark.parametrize("bf16_updates", ["master_weights", "stochastic_rounding", "muon"])
 def test_sharded_bf16_training_resumes_bit_equal_through_dcp(outcomes, bf16_updates):
     assert outcomes[bf16_updates] == ["passed", "passed"]
 

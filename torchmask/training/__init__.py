@@ -7,6 +7,7 @@ from torchmask.training.loss_curve import loss_png
 from torchmask.training.memory import checkpoint_activations, compile_layers
 from torchmask.training.metric_loggers import MLflowLogger, TensorBoardLogger, WandBLogger
 from torchmask.training.metrics import MetricsLog, peak_memory_gib, read_metrics, token_rates
+from torchmask.training.muon import MuonAdamW
 from torchmask.training.optim import Optimizer, build_optimizer
 from torchmask.training.record import write_record
 from torchmask.training.resume import check_belongs, choose_checkpoint
@@ -20,6 +21,7 @@ __all__ = [
     "Console",
     "MLflowLogger",
     "MetricsLog",
+    "MuonAdamW",
     "Optimizer",
     "Run",
     "Speed",

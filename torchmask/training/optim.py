@@ -9,6 +9,7 @@ from torch import nn
 
 from torchmask.errors import ConfigError, TorchmaskError
 from torchmask.training.bf16_updates import Entry, Optimizer
+from torchmask.training.muon import HIDDEN
 
 __all__ = ["BF16_UPDATES", "Bf16Updates", "Optimizer", "build_optimizer"]
 
@@ -51,12 +52,9 @@ def build_optimizer(
     _check_not_negative("weight_decay", 0.0 if weight_decay is None else weight_decay)
     entries = [_entry(name, param, bf16_updates) for name, param in trained]
 
-    matrices: dict[str, Any] = {"params": [entry.work for entry in entries if _decays(entry)]}
-    others = {"params": [entry.work for entry in entries if not _decays(entry)], "weight_decay": 0.0}
-    if weight_decay is not None:
-        matrices["weight_decay"] = weight_decay
-    inner = _make([group for group in (matrices, others) if group["params"]], make)
-    _use_fused_kernels(inner)
+    inner = _make(_groups(entries, _vocabulary_parameters(model), weight_decay), make)
+    for part in getattr(inner, "parts", (inner,)):
+        _use_fused_kernels(part)
     return Optimizer(inner, entries, seed=seed)
 
 
@@ -73,6 +71,31 @@ def _entry(name: str, param: nn.Parameter, bf16_updates: Bf16Updates) -> Entry:
             fix="set dtype to bf16, or bf16_updates to master_weights",
         )
     return Entry(name, param, nn.Parameter(param.detach().to(torch.float32)), keeps_master)
+
+
+def _groups(entries: list[Entry], of_vocabulary: set[int], weight_decay: float | None) -> list[dict[str, Any]]:
+    """Matrices inside the layers, other matrices, and what never decays; `role` tells optimizers which is which."""
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    matrices = [entry for entry in entries if _decays(entry)]
+    hidden = [entry.work for entry in matrices if entry.param.ndim == 2 and id(entry.param) not in of_vocabulary]
+    embeddings = [entry.work for entry in matrices if entry.param.ndim != 2 or id(entry.param) in of_vocabulary]
+    vectors = [entry.work for entry in entries if not _decays(entry)]
+    groups = [
+        {"params": hidden, "role": HIDDEN, **decay},
+        {"params": embeddings, "role": "embedding", **decay},
+        {"params": vectors, "role": "vector", "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _vocabulary_parameters(model: nn.Module) -> set[int]:
+    """Ids of embeddings and output heads, whose rows are tokens."""
+    chosen = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "lm_head"
+    ]
+    return {id(param) for module in chosen for param in module.parameters(recurse=False)}
 
 
 def _decays(entry: Entry) -> bool:
