@@ -35,6 +35,7 @@ from torchmask.models import init_weights, load_pretrained, save_pretrained
 from torchmask.modules import Decoder, linear_cross_entropy
 from torchmask.training import (
     Console,
+    LossGroups,
     MetricsLog,
     Optimizer,
     Run,
@@ -62,7 +63,8 @@ from torchmask.training import (
     write_record,
 )
 
-FIXED = ("model", "dtype", "packing", "max_steps_per_epoch", "optimizer", "bf16_updates", "clip_grad_norm", "seed")
+FIXED = ("model", "dtype", "packing", "loss_normalization", "max_steps_per_epoch", "seed")  # what a resumed run keeps
+FIXED_UPDATES = ("optimizer", "bf16_updates", "clip_grad_norm")
 RESUME = "the same command with resume_from_checkpoint=true goes on from here"
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 2e-5}
 COSINE = {"_component_": "torchmask.training.cosine_schedule", "warmup_ratio": 0.03}
@@ -74,6 +76,12 @@ class Packing:
 
     max_seq_len: int = 2048  # slots of a row
     strategy: Literal["best_fit", "first_fit", "in_order", "split", "none"] = "best_fit"  # split cuts at row ends
+    share_prefixes: bool = False  # store the common beginning of documents once: trees instead of copies
+    max_share: int | None = None  # at most so many documents of one prefix in a row
+    attention: Literal["document", "causal"] = "document"  # causal: a row is one text
+    positions: Literal["reset", "continue"] = "reset"  # counted from each document's start, or from the row's
+    prefix: Literal["causal", "bidirectional"] = "causal"  # bidirectional: a prompt sees itself both ways (prefix-LM)
+    epoch_repack: bool = False  # pack anew, from another order, in each epoch
     over_length: Literal["error", "truncate", "split", "drop"] = "error"  # a document longer than a row
     truncate_side: Literal["right", "left"] = "right"  # which end is cut off; left keeps the first token
     no_targets: Literal["drop", "keep", "error"] = "drop"  # a document without a trained token
@@ -101,6 +109,7 @@ class Config:
     dataset: Component = component("tokenizer")  # training rows
     dataset_val: Component | None = component("tokenizer", default=None)  # validation rows
     packing: Packing = field(default_factory=Packing)  # how documents become rows
+    loss_normalization: Literal["tokens", "weights", "sequence", "none"] = "tokens"  # what a step's loss is divided by
     checkpoint_dir: str | None = None  # weights to start from; null = those of the model's folder, else random ones
 
     epochs: int = 1  # passes over the data
@@ -137,9 +146,7 @@ class Config:
             if value is not None and value < 1:
                 raise ConfigError("C13", f"{name} is {value}, must be at least 1", where=name)
         if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
-            raise ConfigError(
-                "C13", f"clip_grad_norm is {self.clip_grad_norm}, must be above 0", where="clip_grad_norm"
-            )
+            raise ConfigError("C13", f"it is {self.clip_grad_norm}, must be above 0", where="clip_grad_norm")
 
 
 def main(cfg: Config) -> None:
@@ -154,14 +161,15 @@ def main(cfg: Config) -> None:
 
         questions = squad_rows(cfg.evaluate.source, max_rows=cfg.evaluate.num_questions) if cfg.evaluate else []
         tokenizer = instantiate(cfg.tokenizer)
-        packs = PackedDataset(instantiate(cfg.dataset, tokenizer), **asdict(cfg.packing))
+        pack = partial(PackedDataset, loss_normalization=cfg.loss_normalization, **asdict(cfg.packing))
+        packs = pack(instantiate(cfg.dataset, tokenizer))
         console.say(format_ledger(packs.report))
         packs_val = None
         if cfg.dataset_val is not None:
-            packs_val = PackedDataset(instantiate(cfg.dataset_val, tokenizer), **asdict(cfg.packing))
+            packs_val = pack(instantiate(cfg.dataset_val, tokenizer))
             console.say(format_ledger(packs_val.report, title="validation data"))
 
-        facts = {"data": packs.samples.fingerprint, **{name: asdict(cfg)[name] for name in FIXED}}
+        facts = {"data": packs.samples.fingerprint, **{name: asdict(cfg)[name] for name in (*FIXED, *FIXED_UPDATES)}}
         checkpoint = choose_checkpoint(run, cfg.resume_from_checkpoint, console.say)
         state = check_belongs(checkpoint, facts) if checkpoint else {"step": 0, "global_batch": None}
         plan = plan_steps(
@@ -236,12 +244,15 @@ def train(
     console: Console,
 ) -> None:
     """Takes the optimizer steps; validates, logs and saves when due."""
-    speed = Speed(run)
+    speed, groups = Speed(run), LossGroups(packs.rule_names)
     pad_to = cfg.packing.max_seq_len if cfg.compile else None  # one length, so that one compilation serves
     run.stop.deferred = True  # from here on a signal waits for the end of the step
     for step in steps:
-        batches = [collate_rows(packs, ids, pad_to) for ids in step_rows(packs, plan, step, run)]
-        num_targets, stop = run.agree(sum(b.num_targets for b in batches), run.stop.is_set)
+        rows = packs.for_epoch(plan.epoch(step), plan.seed)
+        batches = [collate_rows(rows, ids, pad_to) for ids in step_rows(rows, plan, step, run)]
+        normalizer, num_targets, stop = run.agree(
+            sum(b.normalizer for b in batches), sum(b.num_targets for b in batches), run.stop.is_set
+        )
         if stop:
             save(step)
             raise StopRequested(
@@ -249,7 +260,7 @@ def train(
             )
 
         optimizer.set_lr(schedule(step))
-        losses = [backward(model, batch.to(run.device), num_targets) for batch in batches]
+        losses = [backward(model, batch.to(run.device), normalizer, groups) for batch in batches]
         grad_norm = float(clip_grad_norm(model, cfg.clip_grad_norm))
         loss, num_tokens, num_slots = run.agree(
             float(sum(losses)), sum(b.num_tokens for b in batches), sum(b.tokens.numel() for b in batches)
@@ -268,7 +279,7 @@ def train(
         done, ends_epoch = step + 1, plan.ends_epoch(step)
         validates = packs_val is not None and due(done, cfg.run_val_every_n_steps, ends_epoch)
         if validates or done == plan.num_steps or due(done, cfg.log_every_n_steps, False):
-            values = {"loss": loss, "lr": optimizer.lr, "grad_norm": grad_norm, **speed.take()}
+            values = {"loss": loss, "lr": optimizer.lr, "grad_norm": grad_norm, **speed.take(), **groups.take(run)}
             if validates:
                 values["val_loss"] = validate(cfg, run, model, packs_val)
             metrics.log(done, num_targets=int(num_targets), **values)
@@ -279,29 +290,30 @@ def train(
             speed.restart()
 
 
-def loss_of(model: Decoder, batch: Batch) -> torch.Tensor:
+def loss_of(model: Decoder, batch: Batch, groups: LossGroups | None = None) -> torch.Tensor:
     """The sum of the weighted negative log likelihoods of a micro-batch, fp32 scalar: change it here."""
-    hidden = model(batch.tokens, batch.positions, batch.visible_until)
-    return linear_cross_entropy(hidden, model.lm_head, batch.labels, batch.weights)
+    hidden = model(batch.tokens, batch.positions, batch.visible_until, batch.visible_from)
+    observe = partial(groups.add, batch.rules) if groups and batch.rules is not None else None
+    return linear_cross_entropy(hidden, model.lm_head, batch.labels, batch.weights, observe=observe)
 
 
-def backward(model: Decoder, batch: Batch, num_targets: float) -> torch.Tensor:
+def backward(model: Decoder, batch: Batch, normalizer: float, groups: LossGroups) -> torch.Tensor:
     """Adds the micro-batch's share of the step's gradient; returns its share of the step's loss."""
-    loss = loss_of(model, batch) / max(num_targets, 1.0)
+    loss = loss_of(model, batch, groups) / (normalizer or 1.0)
     loss.backward()
     return loss.detach()
 
 
 def validate(cfg: Config, run: Run, model: Decoder, packs: PackedDataset) -> float:
-    """The mean loss of all trained tokens of the validation rows."""
-    loss = num_targets = 0.0
+    """The mean loss of the validation rows."""
+    loss = normalizer = 0.0
     with inference(model):
         for ids in validation_rows(packs, cfg.batch_size, run):
             batch = collate_rows(packs, ids)
             loss += float(loss_of(model, batch.to(run.device)))
-            num_targets += batch.num_targets
-    loss, num_targets = run.agree(loss, num_targets)
-    return loss / num_targets if num_targets else math.nan
+            normalizer += batch.normalizer
+    loss, normalizer = run.agree(loss, normalizer)
+    return loss / normalizer if normalizer else math.nan
 
 
 def answer_questions(cfg: Config, model: Decoder, tokenizer: Any, questions: list[Any]) -> SquadEvaluation | None:
@@ -313,15 +325,11 @@ def answer_questions(cfg: Config, model: Decoder, tokenizer: Any, questions: lis
     def answer(questions: Sequence[Mapping[str, Any]]) -> list[str]:
         asked = [squad_conversation(q, prompt_template=chosen.prompt_template, with_answer=False) for q in questions]
         prompts = [render_prompt(tokenizer, conversation) for conversation in asked]
-        answers: list[str] = []
-        for i in range(0, len(prompts), chosen.batch_size):
-            batch = prompts[i : i + chosen.batch_size]
-            new = generate(model, batch, max_new_tokens=chosen.max_new_tokens, stop_ids=tokenizer.stop_ids)
-            answers += [tokenizer.decode(tokens) for tokens in new]
-        return answers
+        new = generate(model, prompts, max_new_tokens=chosen.max_new_tokens, stop_ids=tokenizer.stop_ids)
+        return [tokenizer.decode(tokens) for tokens in new]
 
     with inference(model):
-        return evaluate_squad(questions, answer)
+        return evaluate_squad(questions, answer, batch_size=chosen.batch_size)
 
 
 def load_checkpoint(run: Run, folder: Path, model: Decoder, optimizer: Optimizer) -> None:

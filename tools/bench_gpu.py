@@ -1,7 +1,7 @@
 """Training speed and memory of packed rows on one GPU, as Markdown for docs/benchmarks.md.
 
     python tools/bench_gpu.py                    a random model of Llama 3.2 1B's shape, bf16, 8,192 slots
-    python tools/bench_gpu.py --device cpu       the same code on a tiny model, to see that it runs
+    python tools/bench_gpu.py --device cpu       the same code on a tiny model, always sdpa, to see that it runs
 
 Lognormal document lengths (median 300), every second half trained. Each line is one way to feed the same documents; the
 ratio is to the first: padded batches with plain causal attention, as trainers without packing do it.
@@ -23,7 +23,9 @@ from torchmask.training import build_optimizer, compile_layers, peak_memory_gib
 WAYS = {  # name: (strategy, attention, compile)
     "padded rows, sdpa": ("none", "sdpa", False),
     "packed, flex": ("best_fit", "flex", False),
+    "packed, varlen": ("best_fit", "varlen", False),
     "packed, flex, compiled layers": ("best_fit", "flex", True),
+    "packed, varlen, compiled layers": ("best_fit", "varlen", True),
 }
 
 
@@ -90,6 +92,8 @@ def main():
     samples = list(documents(128_256 if on_cuda else 1000, 1500 if on_cuda else 120, args.slots))
     name = torch.cuda.get_device_name() if on_cuda else "cpu"
     print(f"{name}, torch {torch.__version__}, {args.slots} slots a step\n")
+    if not on_cuda:
+        print("A tiny model on the CPU, every line with sdpa and not compiled: these figures compare nothing.\n")
     print("| fed as | tokens/s (no padding) | ratio | peak GiB |\n|---|---|---|---|")
     first = None
     for way in WAYS:

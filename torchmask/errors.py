@@ -5,7 +5,8 @@ classes. The command line prints `str(error)` after `error[ID]` and exits with t
 `TorchmaskError` is a bug of ours and exits with 1 and a traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torchmask.constants import ExitCode
 
@@ -35,6 +36,17 @@ class TorchmaskError(ValueError):
         lines += [f"    {excerpt}"] if excerpt else []
         lines += [f"  fix: {fix}"] if fix else []
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Callable[..., "TorchmaskError"], tuple[Any, ...]]:
+        # Exceptions pickle as `cls(*args)`, and ours take other arguments than they print.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[TorchmaskError], args: tuple[Any, ...], values: dict[str, Any]) -> TorchmaskError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(values)
+    return error
 
 
 class ConfigError(TorchmaskError):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchmask.messages import ROLES, Rendered, TokenKind
+from torchmask.messages import ROLES, Piece, Rendered, TokenKind
 
 BOS, EOS, EOT, FIRST_CHAR = 1, 2, 3, 20
 
@@ -24,17 +24,28 @@ class CharTokenizer:
         places = np.arange(len(text), dtype=np.int32)
         return np.array([ord(c) + FIRST_CHAR for c in text], np.int32), places, places + 1
 
-    def render(self, messages, tools=None, add_generation_prompt=False):
-        rows = [] if self.bos_id is None else [(self.bos_id, TokenKind.STRUCTURE, -1)]
+    def render(self, messages, tools=None, add_generation_prompt=False, edit=None):
+        rows = [] if self.bos_id is None else [(self.bos_id, TokenKind.STRUCTURE, -1, "^")]
         for i, message in enumerate(messages):
-            rows.append((10 + ROLES.index(message.role), TokenKind.STRUCTURE, i))
-            rows += [(int(id), TokenKind.CONTENT, i) for id in self.encode_with_offsets(message.text)[0]]
+            rows.append((10 + ROLES.index(message.role), TokenKind.STRUCTURE, i, "#"))
+            ids = self.encode_with_offsets(message.text)[0].tolist()
+            rows += [(id, TokenKind.CONTENT, i, char) for id, char in zip(ids, message.text)]
             if self.has_eot and message.eot:
-                rows.append((self.eot_id, TokenKind.END_OF_TURN, i))
+                rows.append((self.eot_id, TokenKind.END_OF_TURN, i, "|"))
         if add_generation_prompt:
-            rows.append((10 + ROLES.index("assistant"), TokenKind.STRUCTURE, -1))
-        ids, kinds, turns = zip(*rows)
-        return Rendered(np.array(ids, np.int32), np.array(kinds, np.uint8), np.array(turns, np.int32))
+            rows.append((10 + ROLES.index("assistant"), TokenKind.STRUCTURE, -1, "#"))
+        ids, kinds, turns, chars = zip(*rows)
+        places = np.arange(len(rows), dtype=np.int32)
+        first = {i: turns.index(i) + 1 for i in range(len(messages))}
+        pieces = [
+            Piece(char, kind, turn, kind != TokenKind.CONTENT, k - first[turn] if kind == TokenKind.CONTENT else -1)
+            for k, (kind, turn, char) in enumerate(zip(kinds, turns, chars))
+        ]
+        columns = np.array(ids, np.int32), np.array(kinds, np.uint8), np.array(turns, np.int32)
+        return Rendered(*columns, pieces=pieces, starts=places, ends=places + 1)
+
+    def id_to_piece(self, id):
+        return self.text([id])
 
     def text(self, ids):
         return "".join(
@@ -42,7 +53,7 @@ class CharTokenizer:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def char_tokenizer():
     """The class, so that a test can choose its special tokens."""
     return CharTokenizer

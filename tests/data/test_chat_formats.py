@@ -67,7 +67,9 @@ def test_a_row_says_itself_which_answers_are_learned(flags, masked):
     assert found.messages[1].masked is masked
 
 
-@pytest.mark.parametrize("flags", [{"weight": 0.5}, {"weight": True}, {"weight": "0"}, {"train": 0}, {"masked": "no"}])
+@pytest.mark.parametrize(
+    "flags", [{"weight": float("nan")}, {"weight": True}, {"weight": "0"}, {"train": 0}, {"masked": "no"}]
+)
 def test_flags_of_another_type_are_refused(flags):
     error = fault(openai_format, openai(("user", "a"), {"role": "assistant", "content": "b", **flags}))
     assert error.id == "D08" and error.message.startswith(f"messages[1].{next(iter(flags))} is")

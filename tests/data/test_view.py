@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 
@@ -60,7 +61,7 @@ def test_tokens_are_marked_as_trained_context_hidden_and_stop(tmp_path, samples)
         ("b", "", "⏎\n"),
         ("i", "h", "␣␣"),
         ("b", "", " Paris"),
-        ("b", "e", "</s>"),
+        ("b", "e m", "</s>"),
     ]
     assert [kind for kind, *_ in tokens[1]] == ["i", "i", "b", "i"]
     assert tokens[1][3][1] == "e"
@@ -94,7 +95,7 @@ def test_the_ledger_is_on_the_page(tmp_path):
 
 def test_a_fragment_says_that_its_label_is_in_the_next(tmp_path, samples):
     parsed = Page(page(tmp_path, samples[1:], {**SENTENCEPIECE}, max_seq_len=2, strategy="split"))
-    assert parsed.boxes[0]["data-next"] == "7, in the next fragment"
+    assert parsed.boxes[0]["data-next"] == "7 “Paris”, in the next fragment"
     assert [kind for kind, *_ in parsed.tokens[1]] == ["b", "i"]  # its first token is trained, from the row before
 
 
@@ -123,3 +124,72 @@ def test_a_large_data_set_gives_a_page_below_one_megabyte_that_says_what_is_left
     text = page(tmp_path, samples, pieces, max_seq_len=8192)
     assert 500_000 < len(text.encode()) < 1_000_000
     assert "more in this row, not shown" in text
+
+
+def test_shared_prefixes_are_a_tree_of_stretches(tmp_path):
+    builder = SamplesBuilder()
+    for answer in (7, 3):
+        builder.append([1, *[4] * 20, answer, 7, 2], [1] * 22 + [0, 0], source="t.jsonl", row=answer)
+    parsed = Page(page(tmp_path, builder.finish(), SENTENCEPIECE, share_prefixes=True, max_seq_len=64))
+    assert [box["data-slot"] for box in parsed.boxes] == ["0", "21", "24"]
+    assert [box["data-position"] for box in parsed.boxes] == ["0", "21", "21"]
+    styles = [attrs["style"] for tag, attrs in parsed.tags if attrs.get("class", "").startswith("doc")]
+    assert [style.split("--depth:")[1] for style in styles] == ["0", "1", "1"]
+    text = (tmp_path / "masks.html").read_text(encoding="utf-8")
+    assert text.count("shared by 2 documents") == 1
+    assert "Shared prefixes save 21 slots" in text
+
+
+def test_rules_and_roles_lie_on_the_page_as_runs(tmp_path):
+    builder = SamplesBuilder()
+    builder.append([1, 3, 7, 2], [1, 1, 0, 0], rules=[0, 1, 1, 2], rule_names=["bos", "a<b>", "eos"])
+    dataset = PackedDataset(builder.finish(), max_seq_len=8)
+    roles = ["", "user", "assistant", "assistant"]
+    write_masks_html(tmp_path / "m.html", dataset, SENTENCEPIECE.__getitem__, roles_of=lambda sample: roles)
+    [box] = Page((tmp_path / "m.html").read_text(encoding="utf-8")).boxes
+    assert json.loads(box["data-rules"]) == [["bos", 1], ["a<b>", 2], ["eos", 1]]
+    assert json.loads(box["data-roles"]) == [["", 1], ["user", 1], ["assistant", 2]]
+
+
+def test_what_a_slot_sees_lies_on_the_page(tmp_path, samples):
+    page(tmp_path, samples, SENTENCEPIECE, prefix="bidirectional")
+    [row] = [a for tag, a in Page((tmp_path / "masks.html").read_text(encoding="utf-8")).tags if "data-until" in a]
+    pack = PackedDataset(samples, max_seq_len=16, prefix="bidirectional")[0]
+    for key, column in (("data-until", pack.visible_until), ("data-from", pack.visible_from)):
+        assert [value for value, count in json.loads(row[key]) for _ in range(count)] == column.tolist()
+
+
+def test_chosen_rows_are_shown_and_named(tmp_path):
+    builder = SamplesBuilder()
+    for row in range(6):
+        builder.append([1, 3, 7, 2], [1, 1, 0, 0], source="t.jsonl", row=row)
+    dataset = PackedDataset(builder.finish(), max_seq_len=4)
+    write_masks_html(tmp_path / "m.html", dataset, SENTENCEPIECE.__getitem__, rows=[4, 2], config="tiny/qa")
+    text = (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert "Rows 4, 2 of 6" in text and "from tiny/qa" in text
+    assert text.index("t.jsonl:4") < text.index("t.jsonl:2")
+
+
+def test_rows_that_teach_nothing_are_listed(tmp_path):
+    builder = SamplesBuilder()
+    builder.append([1, 3, 7, 2], [1, 1, 0, 0], source="t.jsonl", row=1)
+    builder.append([1, 3, 7, 2], [1] * 4, source="t.jsonl", row=2)
+    builder.skip("empty_answer", "t.jsonl:3")
+    text = page(tmp_path, builder.finish(), SENTENCEPIECE)
+    assert "Rows that teach nothing" in text
+    assert re.search(r"empty_answer<small>1 row: t.jsonl:3<", text) and re.search(r"all_masked<small>1 row", text)
+
+
+def test_a_virtual_stop_and_a_boundary_are_named_for_what_they_are(tmp_path):
+    boxes = Page(page(tmp_path, builder_of(2), SENTENCEPIECE, eos="virtual")).boxes
+    assert boxes[0]["data-next"] == "2 “</s>”, the stop token, which takes no slot"
+    boxes = Page(page(tmp_path, builder_of(2), SENTENCEPIECE, eos="boundary")).boxes
+    assert boxes[0]["data-next"] == "1 “<s>”, the next document's first"
+    assert "data-next" not in boxes[1]
+
+
+def builder_of(count):
+    builder = SamplesBuilder()
+    for _ in range(count):
+        builder.append([1, 3, 7, 2], [1, 1, 0, 0])
+    return builder.finish()

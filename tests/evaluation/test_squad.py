@@ -158,6 +158,18 @@ def test_every_question_is_asked_once_and_scored():
     assert [answered.exact for answered in result.answered] == [True, False, False, True]
 
 
+def test_questions_are_asked_in_batches_and_in_order():
+    asked = []
+
+    def generate(rows):
+        asked.append([row["id"] for row in rows])
+        return ['{"answer": "red"}'] * len(rows)
+
+    evaluate_squad(QUESTIONS, generate, batch_size=3)
+    assert [len(batch) for batch in asked] == [3, len(QUESTIONS) - 3]
+    assert [id for batch in asked for id in batch] == [question["id"] for question in QUESTIONS]
+
+
 def test_writing_nothing_is_no_abstention():
     result = evaluate_squad(QUESTIONS, lambda rows: [""] * len(rows))
     assert result.exact_match == 0.0 and result.num_malformed == 4 and result.num_abstained == 0

@@ -1,136 +1,237 @@
-"""Every attention kernel gives what the dense definition gives, forward and backward."""
+"""Every attention kernel gives what the dense definition gives, forward and backward, whatever a row looks like."""
 
 import shutil
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
-from torchmask.modules.attention import attend, attend_dense
-from torchmask.modules.attention_mask import (
-    BLOCK,
-    SegmentKind,
-    block_tables,
-    build_attention_mask,
-    may_attend,
-    segments_of,
-)
+from torchmask.modules import attention_kernels, attention_plan
+from torchmask.modules.attention import alibi_slopes, attend, attend_dense
+from torchmask.modules.attention_mask import build_attention_mask, may_attend
+
+
+@contextmanager
+def small_scale():
+    """Rows of 50 slots are planned as rows of thousands: many parts, no batch takes them whole."""
+    with (
+        patch.multiple(attention_plan, SMALL=4, BLOCK_QUERIES=5, PAIRS_PER_PART=0),
+        patch.object(attention_kernels, "CUT_QUERIES", 3),
+    ):
+        yield
+
+
+class Row:
+    """A row that grows by documents: visible_until, visible_from and positions."""
+
+    def __init__(self):
+        self.until, self.since, self.positions = [], [], []
+
+    def add(self, length, position, hidden=()):
+        """A run whose end is not known yet; returns its slots."""
+        slots = range(len(self.until), len(self.until) + length)
+        for i, slot in enumerate(slots):
+            self.until.append(slot + 1 if hidden and hidden[i] else None)
+            self.since.append(slot)
+            self.positions.append(position + i)
+        return slots
+
+    def close(self, slots):
+        for slot in slots:
+            self.until[slot] = self.until[slot] or len(self.until)
+
+
+def _grow(draw, row, position, depth, hide, both_ways):
+    length = draw(st.integers(1, 9))
+    hidden = draw(st.lists(st.booleans(), min_size=length, max_size=length)) if hide else ()
+    slots = row.add(length, position, hidden)
+    if both_ways and draw(st.booleans()):
+        for i, slot in enumerate(slots):
+            row.since[slot] = slot if hidden and hidden[i] else slots.start
+        if draw(st.booleans()):  # an answer after the prompt
+            answer = row.add(draw(st.integers(1, 5)), position + length)
+            row.close(answer)
+    elif depth:
+        for _ in range(draw(st.integers(1, 4))):
+            _grow(draw, row, position + length, depth - 1, hide, both_ways)
+    row.close(slots)
 
 
 @st.composite
-def interval_masks(draw, max_slots=40):
-    """A row's visible_until made as packs make it: documents, some hidden tokens, a tail of padding."""
-    until = []
-    for length in draw(st.lists(st.integers(1, 9), min_size=1, max_size=6)):
-        stop = len(until) + length
-        hidden = draw(st.lists(st.booleans(), min_size=length, max_size=length)) if draw(st.booleans()) else None
-        for i in range(length):
-            slot = len(until)
-            until.append(slot + 1 if hidden and hidden[i] else stop)
-    padding = draw(st.integers(0, 5))
-    until += [len(until) + 1 + i for i in range(padding)]
-    return until[:max_slots]
+def rows(draw, depth=3, both_ways=True, anything=True):
+    """visible_until, visible_from and positions of a row of documents, trees, hidden tokens, prompts and padding."""
+    row = Row()
+    for _ in range(draw(st.integers(1, 3))):
+        _grow(draw, row, 0, draw(st.integers(0, depth)), draw(st.booleans()), both_ways)
+    for _ in range(draw(st.integers(0, 4))):
+        row.close(row.add(1, 0))
+    if anything and draw(st.booleans()):  # limits of no pattern
+        n, any_start = len(row.until), both_ways and draw(st.booleans())
+        for k in draw(st.lists(st.integers(0, n - 1), max_size=6)):
+            row.until[k] = draw(st.integers(k + 1, n))
+            row.since[k] = draw(st.integers(0, k)) if any_start else k
+    return row.until, row.since, row.positions
 
 
-def _rows(rows):
-    width = max(map(len, rows))
-    return torch.tensor([row + list(range(len(row) + 1, width + 1)) for row in rows])
+def batch_of(drawn):
+    """[B, T] tensors of rows, padded."""
+    width = max(len(until) for until, _, _ in drawn)
+    tail = [list(range(len(until), width)) for until, _, _ in drawn]
+    until = torch.tensor([row[0] + [s + 1 for s in pad] for row, pad in zip(drawn, tail)])
+    since = torch.tensor([row[1] + pad for row, pad in zip(drawn, tail)])
+    positions = torch.tensor([row[2] + [0] * len(pad) for row, pad in zip(drawn, tail)])
+    return until, since, positions
 
 
-def _qkv(num_rows, num_slots, dtype=torch.float64, requires_grad=False):
+OPTIONS = st.fixed_dictionaries(
+    {"window": st.none() | st.integers(1, 12)},
+    optional={"softcap": st.sampled_from([0.7, 5.0]), "alibi": st.booleans(), "scale": st.just(0.21)},
+)
+
+
+def _attend(backend, masks, options, dtype=torch.float64, backward=True):
+    """The result of a backend, and the gradients of q, k and v."""
+    until, since, positions = masks
+    options = dict(options)
+    window, alibi = options.pop("window", None), options.pop("alibi", False)
+    if alibi:
+        options["alibi_slopes"] = alibi_slopes(4)
     generator = torch.Generator().manual_seed(0)
 
     def make(heads):
-        x = torch.randn(num_rows, heads, num_slots, 8, dtype=dtype, generator=generator)
-        return x.requires_grad_(requires_grad)
+        x = torch.randn(until.shape[0], heads, until.shape[1], 8, dtype=dtype, generator=generator)
+        return x.requires_grad_(backward)
 
-    return make(4), make(2), make(2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(interval_masks(), min_size=1, max_size=3))
-def test_segments_agree_with_the_dense_reference_forward_and_backward(rows):
-    until = _rows(rows)
-    results = []
-    for backend in ("dense", "sdpa"):
-        q, k, v = _qkv(*until.shape, requires_grad=True)
-        out = attend(q, k, v, build_attention_mask(until, until, backend=backend))
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        results.append((out, q.grad, k.grad, v.grad))
-    for dense, sdpa in zip(*results):
-        torch.testing.assert_close(sdpa, dense, rtol=1e-10, atol=1e-12)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(interval_masks(), min_size=1, max_size=2))
-def test_flex_agrees_with_the_dense_reference(rows):
-    until = _rows(rows)
-    q, k, v = _qkv(*until.shape, dtype=torch.float32)
-    dense, flex = (
-        attend(q, k, v, build_attention_mask(until, until, backend=backend)) for backend in ("dense", "flex")
+    q, k, v = make(4), make(2), make(2)
+    mask = build_attention_mask(
+        until, until, backend=backend, visible_from=since, positions=positions, window=window, biased=alibi
     )
-    torch.testing.assert_close(flex, dense, rtol=1e-5, atol=1e-5)
+    out = attend(q, k, v, mask, **options)
+    if not backward:
+        return (out,)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    return out, q.grad, k.grad, v.grad
 
 
-@settings(max_examples=60, deadline=None)
-@given(interval_masks())
-def test_segments_partition_the_row_and_hide_nothing_visible(until):
-    visible = may_attend(torch.tensor([until]))[0]
-    segments = segments_of(0, torch.tensor(until).numpy())
-    assert [s.start for s in segments] == [0, *(s.stop for s in segments[:-1])]
-    assert segments[-1].stop == len(until)
-    for s in segments:
-        inside = visible[s.start : s.stop, s.start : s.stop]
-        assert not visible[s.stop :, : s.stop].any(), "a later slot sees into the segment"
-        if s.kind is SegmentKind.CAUSAL:
-            assert inside.equal(torch.ones_like(inside).tril())
-        if s.kind is SegmentKind.SELF:
-            assert inside.equal(torch.eye(s.stop - s.start, dtype=torch.bool))
+@settings(max_examples=150, deadline=None)
+@given(st.lists(rows(), min_size=1, max_size=2), OPTIONS)
+def test_parts_agree_with_the_dense_reference_forward_and_backward(drawn, options):
+    masks = batch_of(drawn)
+    dense = _attend("dense", masks, options)
+    with small_scale():
+        parts = _attend("sdpa", masks, options)
+    batched = _attend("sdpa", masks, options)
+    for a, b, truth in zip(parts, batched, dense):
+        torch.testing.assert_close(a, truth, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(b, truth, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_slots", [BLOCK, 3 * BLOCK, 5 * BLOCK - 37])
-def test_block_tables_cover_what_is_visible_and_claim_wholeness_only_where_true(num_slots):
-    generator = torch.Generator().manual_seed(num_slots)
-    ends = torch.randint(1, 200, (num_slots,), generator=generator).cumsum(0)
-    slots = torch.arange(num_slots)
-    document_end = ends[torch.searchsorted(ends, slots, right=True)].clamp(max=num_slots)
-    hidden = torch.rand(num_slots, generator=generator) < 0.1
-    until = torch.stack([document_end, torch.where(hidden, slots + 1, document_end)])
-    some, whole = block_tables(until)
-    num_blocks = some.shape[1]
-    visible = torch.zeros(2, num_blocks * BLOCK, num_blocks * BLOCK, dtype=torch.bool)
-    visible[:, :num_slots, :num_slots] = may_attend(until)
-    tiles = visible.view(2, num_blocks, BLOCK, num_blocks, BLOCK).transpose(2, 3)
-    assert not (tiles.any(-1).any(-1) & ~(some | whole)).any(), "a visible key lies in a block that is skipped"
-    assert not (some & whole).any()
-    real = tiles[:, :, :, : num_slots - (num_blocks - 1) * BLOCK] if num_blocks > 1 else tiles
-    assert real[whole].all(), "a block is read without a mask though a key in it is hidden"
+@settings(max_examples=40, deadline=None)
+@given(rows(both_ways=False, anything=False), OPTIONS)
+def test_without_visible_from_rows_are_causal_in_every_backend(drawn, options):
+    until, since, positions = batch_of([drawn])
+    explicit = _attend("dense", (until, since, positions), options)
+    with small_scale():
+        for backend in ("dense", "sdpa"):
+            for a, b in zip(_attend(backend, (until, None, positions), options), explicit):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_block_mask_equals_the_one_torch_makes_by_materialising():
-    num_slots = 4 * BLOCK
-    until = torch.tensor([[200] * 200 + [390] * 190 + [512] * 122])
-    ours = build_attention_mask(until, until, backend="flex").blocks
-    theirs = create_block_mask(
-        lambda b, h, q, k: (k <= q) & (q < until[b, k]), 1, None, num_slots, num_slots, device="cpu"
-    )
-    assert ours.to_dense().equal(theirs.to_dense())
+@settings(max_examples=40, deadline=None)
+@given(st.lists(rows(), min_size=1, max_size=2), OPTIONS)
+def test_flex_agrees_with_the_dense_reference(drawn, options):
+    masks = batch_of(drawn)
+    for a, b in zip(*(_attend(name, masks, options, torch.float32, backward=False) for name in ("dense", "flex"))):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_padding_costs_no_kernel_call():
-    segments = segments_of(0, torch.tensor([3, 3, 3, 4, 5, 6, 7]).numpy())
-    assert [(s.start, s.stop, s.kind) for s in segments] == [(0, 3, SegmentKind.CAUSAL), (3, 7, SegmentKind.SELF)]
+@settings(max_examples=25, deadline=None)
+@given(rows(anything=False), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_parts_are_as_close_to_fp64_as_dense_attention_of_the_same_dtype(drawn, dtype):
+    masks = batch_of([drawn])
+    truth = _attend("dense", masks, {})
+    dense = _attend("dense", masks, {}, dtype)
+    with small_scale():
+        parts = _attend("sdpa", masks, {}, dtype)
+    slack = torch.finfo(dtype).eps
+    for a, b, exact in zip(parts, dense, truth):
+        assert a.dtype is dtype
+        assert (a.double() - exact).abs().max() <= 3 * (b.double() - exact).abs().max() + 8 * slack * exact.abs().max()
+
+
+@pytest.mark.parametrize("options", [{"window": 5}, {"softcap": 2.0}, {"alibi": True}, {"window": 7, "alibi": True}])
+def test_plain_rows_take_windows_caps_and_alibi_in_every_backend(options):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 20, 8, generator=generator) for heads in (4, 2, 2))
+    biased = "softcap" in options or "alibi" in options
+    scores = {"softcap": options.get("softcap"), "alibi_slopes": alibi_slopes(4) if "alibi" in options else None}
+    tokens = torch.zeros(2, 20, dtype=torch.int64)
+    outs = [
+        attend(q, k, v, build_attention_mask(None, tokens, backend=name, window=options.get("window"), biased=biased),
+               **scores)
+        for name in ("dense", "sdpa", "flex", "varlen")
+    ]  # fmt: skip
+    for out in outs[1:]:
+        torch.testing.assert_close(out, outs[0], rtol=1e-5, atol=1e-6)
+    plain = attend(q, k, v, build_attention_mask(None, tokens, backend="dense"))
+    assert not torch.allclose(outs[0], plain, atol=1e-3)
+
+
+def test_the_options_are_what_they_say():
+    q, k, v = torch.tensor([[[[2.0], [3.0]]]]), torch.tensor([[[[1.0], [4.0]]]]), torch.tensor([[[[10.0], [20.0]]]])
+    tokens, positions = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[0, 3]])
+    mask = build_attention_mask(None, tokens, backend="dense", positions=positions)
+
+    def second(first_score, second_score):
+        return torch.tensor([first_score, second_score]).softmax(0) @ torch.tensor([10.0, 20.0])
+
+    def result(**options):
+        return attend(q, k, v, mask, **options)[0, 0, 1, 0]
+
+    torch.testing.assert_close(result(), second(3.0, 12.0))
+    torch.testing.assert_close(result(scale=0.1), second(0.3, 1.2))
+    capped = 5 * torch.tanh(torch.tensor([3.0, 12.0]) / 5)
+    torch.testing.assert_close(result(softcap=5.0), second(*capped))
+    torch.testing.assert_close(result(alibi_slopes=torch.tensor([2.0])), second(3.0 - 2.0 * 3, 12.0))
+    near = build_attention_mask(None, tokens, backend="dense", positions=positions, window=3)
+    assert attend(q, k, v, near)[0, 0, 1, 0] == 20.0
 
 
 def test_changing_one_document_changes_no_bit_of_another():
     until = torch.tensor([[5] * 5 + [12] * 7])
-    q, k, v = _qkv(1, 12)
-    before = attend_dense(q, k, v, may_attend(until)[:, None])[:, :, 5:]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 12, 8, dtype=torch.float64, generator=generator) for heads in (4, 2, 2))
+    outs = {name: attend(q, k, v, build_attention_mask(until, until, backend=name)) for name in ("dense", "sdpa")}
     for t in (q, k, v):
         t[:, :, :5] = 1e3
-    assert attend_dense(q, k, v, may_attend(until)[:, None])[:, :, 5:].equal(before)
+    for name, before in outs.items():
+        after = attend(q, k, v, build_attention_mask(until, until, backend=name))
+        assert after[:, :, 5:].equal(before[:, :, 5:]), name
+
+
+def test_changing_one_branch_of_a_tree_leaves_its_siblings_within_kernel_error():
+    until = torch.tensor([[400] * 200 + [300] * 100 + [400] * 100])
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 400, 8, generator=generator) for heads in (4, 2, 2))
+    for name, error in (("dense", 0), ("sdpa", 1e-6)):
+        mask = build_attention_mask(until, until, backend=name)
+        before = attend(q, k, v, mask)
+        changed = [x.clone() for x in (q, k, v)]
+        for x in changed:
+            x[:, :, 200:300] = 1e3
+        after = attend(*changed, mask)
+        others = [*range(200), *range(300, 400)]
+        torch.testing.assert_close(after[:, :, others], before[:, :, others], rtol=0, atol=error)
+
+
+def test_a_batch_of_nothing_but_padding_has_gradients():
+    until = torch.arange(1, 7)[None]
+    for grad in _attend("sdpa", (until, None, torch.zeros_like(until)), {})[1:]:
+        assert grad is not None and grad.isfinite().all()
 
 
 @pytest.mark.slow  # compiles
@@ -144,8 +245,11 @@ def test_compiled_flex_reads_the_block_tables_and_agrees_with_the_dense_referenc
             max=num_slots
         )
         until = torch.maximum(until, torch.arange(1, num_slots + 1))
+        since = torch.arange(num_slots).repeat(2, 1)
+        since[1, :200] = 0  # a prompt that sees itself both ways
+        until[1, :200] = num_slots
         q, k, v = (torch.randn(2, heads, num_slots, 16, generator=generator) for heads in (4, 2, 2))
-        mask = build_attention_mask(until, until, backend="flex").blocks
+        mask = build_attention_mask(until, until, backend="flex", visible_from=since).blocks
         with torch.no_grad():
             flex = kernel(q, k, v, block_mask=mask, enable_gqa=True)
-        torch.testing.assert_close(flex, attend_dense(q, k, v, may_attend(until)[:, None]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(flex, attend_dense(q, k, v, may_attend(until, since)[:, None]), rtol=1e-4, atol=1e-5)

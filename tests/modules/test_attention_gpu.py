@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from torchmask.modules import Decoder, DecoderSpec, linear_cross_entropy
-from torchmask.modules.attention import attend
+from torchmask.modules.attention import alibi_slopes, attend
 from torchmask.modules.attention_mask import build_attention_mask
+from torchmask.modules.attention_varlen import takes_windows
 
 pytestmark = pytest.mark.gpu
 
@@ -30,29 +31,87 @@ def _documents(num_rows, num_slots, seed, hidden_share=0.05):
     return torch.from_numpy(until).cuda(), torch.from_numpy(positions).cuda()
 
 
-def _gradients(backend, until, dtype, generator_seed=0):
-    generator = torch.Generator("cuda").manual_seed(generator_seed)
+def _trees(num_slots, seed):
+    """visible_until, visible_from and positions of one row of trees, prompts that see both ways and hidden tokens."""
+    rng = np.random.default_rng(seed)
+    slots = np.arange(num_slots)
+    until, since, positions = slots + 1, slots.copy(), np.zeros(num_slots, np.int64)
+
+    def grow(start, end, position, depth):
+        while start < end:
+            stop = min(end, start + int(rng.integers(1, 400)))
+            shared = min(stop, start + int(rng.integers(1, 150))) if depth else stop
+            until[start:shared], positions[start:shared] = stop, position + slots[: shared - start]
+            if rng.random() < 0.3:
+                since[start:shared] = start
+            if depth:
+                grow(shared, stop, position + shared - start, depth - 1)
+            start = stop
+
+    grow(0, num_slots - 30, 0, 2)
+    hide = rng.random(num_slots) < 0.03
+    until[hide], since[hide] = slots[hide] + 1, slots[hide]
+    return [torch.from_numpy(x)[None].cuda() for x in (until, since, positions)]
+
+
+def _gradients(backend, until, dtype, *, since=None, positions=None, window=None, **scores):
+    generator = torch.Generator("cuda").manual_seed(0)
 
     def make(heads):
         x = torch.randn(until.shape[0], heads, until.shape[1], 64, device="cuda", generator=generator)
         return x.to(dtype).requires_grad_()
 
     q, k, v = make(8), make(2), make(2)
-    out = attend(q, k, v, build_attention_mask(until, until, backend=backend))
+    mask = build_attention_mask(
+        until, until, backend=backend, visible_from=since, positions=positions, window=window, biased=bool(scores)
+    )
+    out = attend(q, k, v, mask, **scores)
     out.backward(torch.ones_like(out) / 16)
     return [t.detach().double() for t in (out, q.grad, k.grad, v.grad)]
+
+
+def _assert_close_to_fp64(backend, until, dtype, **options):
+    exact = _gradients("dense", until, torch.float64, **options)
+    kernel, dense = (_gradients(name, until, dtype, **options) for name in (backend, "dense"))
+    for name, ours, reference, truth in zip(("out", "q", "k", "v"), kernel, dense, exact):
+        rounding = (reference - truth).abs().max()
+        assert (ours - truth).abs().max() <= 4 * rounding + 1e-5, name
 
 
 @pytest.mark.parametrize("num_slots", [256, 1000, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_flex_is_as_close_to_fp64_as_dense_attention_of_the_same_dtype(num_slots, dtype):
     until, _ = _documents(2, num_slots, seed=num_slots)
-    exact = _gradients("dense", until, torch.float64)
-    for name, flex, dense, truth in zip(
-        ("out", "q", "k", "v"), _gradients("flex", until, dtype), _gradients("dense", until, dtype), exact
-    ):
-        rounding = (dense - truth).abs().max()
-        assert (flex - truth).abs().max() <= 4 * rounding + 1e-5, name
+    _assert_close_to_fp64("flex", until, dtype)
+
+
+@pytest.mark.parametrize("options", ["plain", "window", "softcap", "alibi", "all"])
+@pytest.mark.parametrize("backend", ["flex", "sdpa"])
+def test_trees_and_prompts_take_every_option_on_the_gpu(backend, options):
+    until, since, positions = _trees(1300, seed=4)
+    chosen = {
+        "window": {"window": 90},
+        "softcap": {"softcap": 3.0},
+        "alibi": {"alibi_slopes": alibi_slopes(8, "cuda")},
+    }
+    chosen["all"] = {name: value for some in chosen.values() for name, value in some.items()} | {"scale": 0.2}
+    _assert_close_to_fp64(backend, until, torch.float32, since=since, positions=positions, **chosen.get(options, {}))
+
+
+@pytest.mark.parametrize("window", [None, 60])
+@pytest.mark.parametrize("num_slots", [256, 1000, 2048])
+def test_varlen_takes_flat_rows_and_is_as_close_to_fp64_as_dense_attention(num_slots, window):
+    until, positions = _documents(2, num_slots, seed=num_slots, hidden_share=0.0)
+    mask = build_attention_mask(until, until, backend="varlen", positions=positions, window=window)
+    if window is None or takes_windows():
+        assert mask.documents is not None
+    _assert_close_to_fp64("varlen", until, torch.bfloat16, positions=positions, window=window)
+
+
+def test_varlen_gives_way_to_flex_where_rows_are_not_flat():
+    until, since, positions = _trees(1000, seed=1)
+    mask = build_attention_mask(until, until, backend="varlen", visible_from=since, positions=positions)
+    assert mask.documents is None and mask.blocks is not None
 
 
 def _model(dtype):

@@ -44,8 +44,8 @@ def test_padding_in_a_cached_prompt_is_seen_by_nobody(model):
     outs = []
     for pad in (0, 50):
         cache = model.new_cache(1, 8)
-        model(torch.tensor([[pad] * 3 + [5, 6, 7]]), positions, visible_until, cache)
-        outs.append(model(torch.tensor([[8]]), torch.tensor([[3]]), None, cache))
+        model(torch.tensor([[pad] * 3 + [5, 6, 7]]), positions, visible_until, cache=cache)
+        outs.append(model(torch.tensor([[8]]), torch.tensor([[3]]), None, cache=cache))
     assert torch.equal(*outs)
     torch.testing.assert_close(outs[0], model(torch.tensor([[5, 6, 7, 8]]))[:, -1:], rtol=0, atol=1e-12)
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 
 import torchmask
+from torchmask.cli.data import add_data_verb
+from torchmask.cli.looking import LOOKING_VERBS, add_looking_verbs
 from torchmask.cli.report import report
 
 _VERBS = """\
@@ -19,6 +21,12 @@ verbs:
   cp         copy one to edit it
   cat        print one
   validate   check a configuration without running it
+  inspect    show what is trained and seen, in the terminal, as HTML or as JSON
+  lint       find what is suspicious about a configuration's data
+  prove      show on your own data that packs change no loss and no gradient
+  diff       compare the masks of two configurations
+  snapshot   masks as bracketed text, for review and CI
+  data       tokenise ahead of time (build), list (ls) and remove (rm) what is kept
   download   fetch a model from the Hugging Face Hub
 """
 
@@ -76,6 +84,14 @@ def _dispatch(words: list[str]) -> int:
         from torchmask.cli.validate import validate
 
         return validate(args.recipe_and_overrides, config=args.config, trust=args.trust)
+    if args.verb in LOOKING_VERBS:
+        from torchmask.cli.looking import look
+
+        return look(args)
+    if args.verb == "data":
+        from torchmask.cli.data import data
+
+        return data(args)
     from torchmask.cli.download import download
 
     return download(
@@ -91,7 +107,8 @@ def _dispatch(words: list[str]) -> int:
 def _parse(words: list[str]) -> argparse.Namespace:
     """The arguments of a verb; overrides may also follow an option (`validate finetune --config X a=b`)."""
     args, rest = _parser().parse_known_args(words)
-    if rest and (args.verb != "validate" or any(word.startswith("-") for word in rest)):
+    takes_overrides = args.verb == "validate" or args.verb in LOOKING_VERBS or hasattr(args, "num_workers")
+    if rest and (not takes_overrides or any(word.startswith("-") for word in rest)):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.recipe_and_overrides += rest
@@ -133,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RECIPE | key=value",
         help="the recipe (default: the one that the file's first line names), and overrides",
     )
+
+    add_looking_verbs(verbs, debug)
+    add_data_verb(verbs, debug)
 
     download = verbs.add_parser(
         "download",

@@ -310,4 +310,4 @@ def _with_values(root: Node, values: Any) -> Node:
         return Node(children, root.place)
     if isinstance(root.value, list) and isinstance(values, list):
         return Node([_with_values(node, value) for node, value in zip(root.value, values)], root.place)
-    return Node(values, root.place)
+    return as_node(values, root.place)  # a reference may lead to a whole section

@@ -13,64 +13,87 @@ if TYPE_CHECKING:
         chat_dataset,
         instruct_dataset,
         squad_dataset,
-        text_completion_dataset,
     )
+    from torchmask.data.eos import EosPolicy
     from torchmask.data.formats import Conversation
-    from torchmask.data.masks import MaskPolicy, mask_of
+    from torchmask.data.masks import Decision, decide, mask_of
+    from torchmask.data.mixture import mixture_dataset
     from torchmask.data.packing import Pack, PackedDataset, Placement, Plan, plan_packs
+    from torchmask.data.policy import MaskPolicy
     from torchmask.data.rendering import render_conversation, render_prompt, render_raw, render_text
     from torchmask.data.report import format_ledger
     from torchmask.data.rows import Row
     from torchmask.data.sample import Sample, Samples, SamplesBuilder
+    from torchmask.data.serving import serving_mismatch
     from torchmask.data.sources import open_source
+    from torchmask.data.spans import SpanRule
     from torchmask.data.squad import squad_conversation, squad_rows
+    from torchmask.data.streaming import PackedStream, StreamPart
+    from torchmask.data.text_builders import segments_dataset, text_completion_dataset, tokenized_dataset
     from torchmask.data.view import write_masks_html
 
 __all__ = [
     "Batch",
     "Conversation",
+    "Decision",
+    "EosPolicy",
     "MaskPolicy",
     "Pack",
     "PackedDataset",
+    "PackedStream",
     "Placement",
     "Plan",
     "Row",
     "Sample",
     "Samples",
     "SamplesBuilder",
+    "SpanRule",
+    "StreamPart",
     "alpaca_dataset",
     "chat_dataset",
     "collate",
     "collate_rows",
+    "decide",
     "filler",
     "format_ledger",
     "instruct_dataset",
     "mask_of",
+    "mixture_dataset",
     "open_source",
     "plan_packs",
     "render_conversation",
     "render_prompt",
     "render_raw",
     "render_text",
+    "segments_dataset",
+    "serving_mismatch",
     "squad_conversation",
     "squad_dataset",
     "squad_rows",
     "text_completion_dataset",
+    "tokenized_dataset",
     "write_masks_html",
 ]
 
 _MODULES = {
     "batch": ("Batch", "collate", "collate_rows", "filler"),
-    "builders": ("alpaca_dataset", "chat_dataset", "instruct_dataset", "squad_dataset", "text_completion_dataset"),
+    "builders": ("alpaca_dataset", "chat_dataset", "instruct_dataset", "squad_dataset"),
+    "eos": ("EosPolicy",),
     "formats": ("Conversation",),
-    "masks": ("MaskPolicy", "mask_of"),
+    "masks": ("Decision", "decide", "mask_of"),
+    "mixture": ("mixture_dataset",),
     "packing": ("Pack", "PackedDataset", "Placement", "Plan", "plan_packs"),
+    "policy": ("MaskPolicy",),
     "rendering": ("render_conversation", "render_prompt", "render_raw", "render_text"),
     "report": ("format_ledger",),
     "rows": ("Row",),
     "sample": ("Sample", "Samples", "SamplesBuilder"),
+    "serving": ("serving_mismatch",),
     "sources": ("open_source",),
+    "spans": ("SpanRule",),
+    "streaming": ("PackedStream", "StreamPart"),
     "squad": ("squad_conversation", "squad_rows"),
+    "text_builders": ("segments_dataset", "text_completion_dataset", "tokenized_dataset"),
     "view": ("write_masks_html",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -30,6 +30,9 @@ class Batch:
         weights: [B, T] float32, or None: 1 for every label.
         num_targets: how many labels are trained (weight not 0); counted here so that no device is asked for it.
         num_tokens: slots that hold a token of the data, padding excluded.
+        visible_from: [B, T] int64, the first slot that may attend to each slot; None: itself. Padding: its own slot.
+        rules: [B, T] uint8, the rule that decided each slot's label (`PackedDataset.rule_names`), or None.
+        normalizer: what the rows add to the number that the loss of their step is divided by.
     """
 
     tokens: torch.Tensor
@@ -39,6 +42,9 @@ class Batch:
     weights: torch.Tensor | None
     num_targets: int
     num_tokens: int
+    visible_from: torch.Tensor | None = None
+    rules: torch.Tensor | None = None
+    normalizer: float = 0.0
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on `device`."""
@@ -56,7 +62,7 @@ class Batch:
 def filler() -> Pack:
     """A row of one slot that trains nothing, for a rank or a step that would otherwise get no row."""
     token, label, position, visible_until = (np.array([value], np.int32) for value in (0, IGNORE_INDEX, 0, 1))
-    return Pack(token, label, position, visible_until)
+    return Pack(token, label, position, visible_until, normalizer=0.0)
 
 
 def collate_rows(rows: Sequence[Pack], ids: Sequence[int], pad_to: int | None = None) -> Batch:
@@ -97,6 +103,8 @@ def collate(packs: Sequence[Pack], pad_to: int | None = None, pad_id: int = 0, *
     visible_until = np.tile(numbers + 1, (len(rows), 1))
     weighted = any(row.weights is not None for row in rows)
     weights = np.zeros(shape, np.float32) if weighted else None
+    visible_from = np.tile(numbers, (len(rows), 1)) if any(row.visible_from is not None for row in rows) else None
+    rules = np.zeros(shape, np.uint8) if any(row.rules is not None for row in rows) else None
     for i, row in enumerate(rows):
         n = len(row)
         tokens[i, :n], labels[i, :n] = row.tokens, row.labels
@@ -104,6 +112,10 @@ def collate(packs: Sequence[Pack], pad_to: int | None = None, pad_id: int = 0, *
         positions[i, n:] = numbers[: width - n]
         if weights is not None:
             weights[i, :n] = (row.labels != IGNORE_INDEX) if row.weights is None else row.weights
+        if visible_from is not None and row.visible_from is not None:
+            visible_from[i, :n] = row.visible_from
+        if rules is not None and row.rules is not None:
+            rules[i, :n] = row.rules
     return Batch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
@@ -112,9 +124,16 @@ def collate(packs: Sequence[Pack], pad_to: int | None = None, pad_id: int = 0, *
         weights=None if weights is None else torch.from_numpy(weights),
         num_targets=_num_targets(labels, weights),
         num_tokens=sum(len(row) for row in rows),
+        visible_from=None if visible_from is None else torch.from_numpy(visible_from),
+        rules=None if rules is None else torch.from_numpy(rules),
+        normalizer=sum(_normalizer(row) for row in rows),
     )
 
 
-def _num_targets(labels: npt.NDArray[np.int64], weights: npt.NDArray[np.float32] | None) -> int:
+def _normalizer(row: Pack) -> float:
+    return float(_num_targets(row.labels, row.weights)) if row.normalizer is None else row.normalizer
+
+
+def _num_targets(labels: npt.NDArray[Any], weights: npt.NDArray[np.float32] | None) -> int:
     trained = labels != IGNORE_INDEX
     return int(np.count_nonzero(trained if weights is None else trained & (weights != 0)))

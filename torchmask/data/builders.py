@@ -4,30 +4,48 @@ Each reads its source once, in order, and keeps the tokens in memory; packing, s
 arguments are spelled out and not shared through `**kwargs`, so that a wrong key of a YAML file is found by name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
-from torchmask.data.chat_formats import chat_format, openai_format, sharegpt_format
+from torchmask.data.cache import cached
+from torchmask.data.chat_formats import (
+    chat_format,
+    is_prompt_of_messages,
+    openai_format,
+    prompt_completion_format,
+    sharegpt_format,
+)
 from torchmask.data.collect import collect
+from torchmask.data.eos import EosPolicy, Preset
 from torchmask.data.formats import (
     ColumnMap,
     Conversation,
     Format,
     alpaca_format,
     check_template,
-    columns,
     instruct_format,
     with_system_prompt,
 )
-from torchmask.data.masks import MaskingStrategy, MaskPolicy
-from torchmask.data.readers import SampleBy
-from torchmask.data.rendering import Tokenizer, render_conversation, render_text
-from torchmask.data.rows import BadRows, Filter, OnBadRow, Row
+from torchmask.data.policy import MaskingStrategy, MaskPolicy, Straddle, UnstableTemplate
+from torchmask.data.rendering import Tokenizer, documents_of
+from torchmask.data.rows import BadRows, Filter, OnBadRow, Row, RowError
 from torchmask.data.sample import Samples
 from torchmask.data.sources import DataFiles, open_source
+from torchmask.data.spans import SpanRule
 from torchmask.data.squad import NO_ANSWER, expand_squad, read_question, squad_conversation
+from torchmask.data.text_builders import segments_dataset, text_completion_dataset, tokenized_dataset
 from torchmask.errors import ConfigError
-from torchmask.messages import Message
+
+__all__ = [
+    "alpaca_dataset",
+    "chat_dataset",
+    "instruct_dataset",
+    "segments_dataset",
+    "squad_dataset",
+    "text_completion_dataset",
+    "tokenized_dataset",
+]
 
 _CONVERSATION_STYLES: dict[str, Callable[..., Conversation]] = {
     "auto": chat_format,
@@ -36,6 +54,7 @@ _CONVERSATION_STYLES: dict[str, Callable[..., Conversation]] = {
 }
 
 
+@cached
 def instruct_dataset(
     tokenizer: Tokenizer,
     *,
@@ -51,12 +70,22 @@ def instruct_dataset(
     masking_strategy: MaskingStrategy = "train_on_assistant",
     roles_to_train: Sequence[str] | None = None,
     train_on_input: bool = False,
+    train_on_header: bool = False,
+    spans: Sequence[SpanRule | Mapping[str, Any]] = (),
+    straddle: Straddle = "overlap",
+    eos: EosPolicy | Mapping[str, Any] | None = None,
+    eos_policy: Preset | None = None,
+    unstable_template: UnstableTemplate = "error",
     filter_fn: Filter | None = None,
     on_bad_row: OnBadRow = "error",
     max_bad_share: float = 0.01,
     max_rows: int | None = None,
+    num_workers: int = 0,
+    cache: bool | str = False,
 ) -> Samples:
     """Samples of rows with a prompt and its answer (`input` and `output`, or `prompt` and `completion`).
+
+    TRL's rows whose `prompt` and `completion` are lists of messages work too, where there is a chat format.
 
     Args:
         tokenizer: a tokenizer.
@@ -66,26 +95,36 @@ def instruct_dataset(
         chat: write rows in the tokenizer's chat format, or raw, `BOS prompt answer EOS`; None = chat where it has one.
         masking_strategy, roles_to_train: which messages are trained, see `MaskPolicy`.
         train_on_input: train the prompt too: `masking_strategy: train_on_all` under torchtune's older name.
+        train_on_header, spans, straddle, unstable_template: see `MaskPolicy`; `spans` are `SpanRule`s.
+        eos, eos_policy: the rules for stop tokens, see `EosPolicy`: some of its fields, on top of a preset's.
         filter_fn: which rows to keep: a function of the row, or `{column: value or list of values}`.
         on_bad_row, max_bad_share: see `BadRows`.
         max_rows: read only so many rows.
+        num_workers: processes that tokenise; 0 = this one. The result is the same.
+        cache: keep the samples on disk: True = in the user's cache folder, or a folder; see docs/data_speed.md.
 
     Raises:
         DataError: the source or its rows cannot be used; each with file and row.
         ConfigError: options that contradict each other (C09).
     """
     in_chat = _in_chat(tokenizer, chat, new_system_prompt)
+    policy = _policy(
+        masking_strategy, roles_to_train, train_on_input, train_on_header, spans, straddle,
+        EosPolicy.of(eos, preset=eos_policy), unstable_template,
+    )  # fmt: skip
     return collect(
         open_source(source, data_files=data_files, split=split, name=name, field=field, streaming=streaming),
-        _with_system(partial(instruct_format, column_map=column_map), new_system_prompt),
-        partial(render_conversation, tokenizer, chat=in_chat),
-        policy=_policy(masking_strategy, roles_to_train, train_on_input),
+        _with_system(partial(_instruct, column_map=column_map, in_chat=in_chat), new_system_prompt),
+        partial(documents_of, tokenizer, policy=policy, chat=in_chat),
+        policy=policy,
         bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
         filter_fn=filter_fn,
         max_rows=max_rows,
+        num_workers=num_workers,
     )
 
 
+@cached
 def alpaca_dataset(
     tokenizer: Tokenizer,
     *,
@@ -102,10 +141,18 @@ def alpaca_dataset(
     masking_strategy: MaskingStrategy = "train_on_assistant",
     roles_to_train: Sequence[str] | None = None,
     train_on_input: bool = False,
+    train_on_header: bool = False,
+    spans: Sequence[SpanRule | Mapping[str, Any]] = (),
+    straddle: Straddle = "overlap",
+    eos: EosPolicy | Mapping[str, Any] | None = None,
+    eos_policy: Preset | None = None,
+    unstable_template: UnstableTemplate = "error",
     filter_fn: Filter | None = None,
     on_bad_row: OnBadRow = "error",
     max_bad_share: float = 0.01,
     max_rows: int | None = None,
+    num_workers: int = 0,
+    cache: bool | str = False,
 ) -> Samples:
     """Samples of Alpaca rows (`instruction`, optional `input`, `output`) in the published prompts.
 
@@ -116,8 +163,8 @@ def alpaca_dataset(
         column_map: expected name -> name in the source.
         prompt_template: in place of both published prompts, with `{instruction}` and, if wanted, `{input}`.
         source, data_files, split, name, field, streaming: see `open_source`.
-        new_system_prompt, chat, masking_strategy, roles_to_train, train_on_input: see `instruct_dataset`.
-        filter_fn, on_bad_row, max_bad_share, max_rows: see `instruct_dataset`.
+        new_system_prompt, chat, masking_strategy to unstable_template: see `instruct_dataset`.
+        filter_fn to cache: see `instruct_dataset`.
 
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
@@ -126,17 +173,23 @@ def alpaca_dataset(
         check_template(prompt_template, ("instruction",))
     in_chat = _in_chat(tokenizer, chat, new_system_prompt)
     parse = partial(alpaca_format, column_map=column_map, prompt_template=prompt_template)
+    policy = _policy(
+        masking_strategy, roles_to_train, train_on_input, train_on_header, spans, straddle,
+        EosPolicy.of(eos, preset=eos_policy), unstable_template,
+    )  # fmt: skip
     return collect(
         open_source(source, data_files=data_files, split=split, name=name, field=field, streaming=streaming),
         _with_system(parse, new_system_prompt),
-        partial(render_conversation, tokenizer, chat=in_chat),
-        policy=_policy(masking_strategy, roles_to_train, train_on_input),
+        partial(documents_of, tokenizer, policy=policy, chat=in_chat),
+        policy=policy,
         bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
         filter_fn=filter_fn,
         max_rows=max_rows,
+        num_workers=num_workers,
     )
 
 
+@cached
 def chat_dataset(
     tokenizer: Tokenizer,
     *,
@@ -153,10 +206,19 @@ def chat_dataset(
     masking_strategy: MaskingStrategy = "train_on_assistant",
     roles_to_train: Sequence[str] | None = None,
     train_on_input: bool = False,
+    mask_history: bool = False,
+    train_on_header: bool = False,
+    spans: Sequence[SpanRule | Mapping[str, Any]] = (),
+    straddle: Straddle = "overlap",
+    eos: EosPolicy | Mapping[str, Any] | None = None,
+    eos_policy: Preset | None = None,
+    unstable_template: UnstableTemplate = "error",
     filter_fn: Filter | None = None,
     on_bad_row: OnBadRow = "error",
     max_bad_share: float = 0.01,
     max_rows: int | None = None,
+    num_workers: int = 0,
+    cache: bool | str = False,
 ) -> Samples:
     """Samples of whole conversations: OpenAI's `messages` or ShareGPT's `conversations`, with tools.
 
@@ -167,8 +229,9 @@ def chat_dataset(
         column_map: the same as `{messages: NAME}` or `{conversations: NAME}`; `{tools: NAME}` for the tools.
         source, data_files, split, name, field, streaming: see `open_source`.
         new_system_prompt: replaces the system messages of all rows.
-        masking_strategy, roles_to_train, train_on_input: see `instruct_dataset`.
-        filter_fn, on_bad_row, max_bad_share, max_rows: see `instruct_dataset`.
+        mask_history: train the last answer only: `masking_strategy: train_on_last` under LLaMA-Factory's name.
+        masking_strategy to unstable_template: see `instruct_dataset`.
+        filter_fn to cache: see `instruct_dataset`.
 
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
@@ -182,17 +245,27 @@ def chat_dataset(
     names = dict(column_map or {})
     if conversation_column is not None:
         names |= {"messages": conversation_column, "conversations": conversation_column}
+    if mask_history and masking_strategy == "train_on_all":
+        fix = "leave one of the two out"
+        raise ConfigError("C09", "mask_history=true contradicts masking_strategy=train_on_all", fix=fix)
+    masking_strategy = "train_on_last" if mask_history else masking_strategy
+    policy = _policy(
+        masking_strategy, roles_to_train, train_on_input, train_on_header, spans, straddle,
+        EosPolicy.of(eos, preset=eos_policy), unstable_template,
+    )  # fmt: skip
     return collect(
         open_source(source, data_files=data_files, split=split, name=name, field=field, streaming=streaming),
         _with_system(partial(_CONVERSATION_STYLES[conversation_style], column_map=names), new_system_prompt),
-        partial(render_conversation, tokenizer, chat=True),
-        policy=_policy(masking_strategy, roles_to_train, train_on_input),
+        partial(documents_of, tokenizer, policy=policy, chat=True),
+        policy=policy,
         bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
         filter_fn=filter_fn,
         max_rows=max_rows,
+        num_workers=num_workers,
     )
 
 
+@cached
 def squad_dataset(
     tokenizer: Tokenizer,
     *,
@@ -209,10 +282,18 @@ def squad_dataset(
     masking_strategy: MaskingStrategy = "train_on_assistant",
     roles_to_train: Sequence[str] | None = None,
     train_on_input: bool = False,
+    train_on_header: bool = False,
+    spans: Sequence[SpanRule | Mapping[str, Any]] = (),
+    straddle: Straddle = "overlap",
+    eos: EosPolicy | Mapping[str, Any] | None = None,
+    eos_policy: Preset | None = None,
+    unstable_template: UnstableTemplate = "error",
     filter_fn: Filter | None = None,
     on_bad_row: OnBadRow = "error",
     max_bad_share: float = 0.01,
     max_rows: int | None = None,
+    num_workers: int = 0,
+    cache: bool | str = False,
 ) -> Samples:
     """Samples of SQuAD v2 questions: passage and question in, `{"answer": "..."}` out.
 
@@ -225,8 +306,8 @@ def squad_dataset(
         no_answer: the answer where the passage does not say.
         source, data_files, split, name, streaming: see `open_source`; a slice counts questions.
         column_map, new_system_prompt, chat: see `instruct_dataset`.
-        masking_strategy, roles_to_train, train_on_input: see `instruct_dataset`.
-        filter_fn, on_bad_row, max_bad_share, max_rows: see `instruct_dataset`.
+        masking_strategy to unstable_template: see `instruct_dataset`.
+        filter_fn to cache: see `instruct_dataset`.
 
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
@@ -239,66 +320,29 @@ def squad_dataset(
         question = read_question(row, column_map)
         return squad_conversation(question, prompt_template=prompt_template, no_answer=no_answer)
 
+    policy = _policy(
+        masking_strategy, roles_to_train, train_on_input, train_on_header, spans, straddle,
+        EosPolicy.of(eos, preset=eos_policy), unstable_template,
+    )  # fmt: skip
     return collect(
         open_source(source, data_files=data_files, split=split, name=name, streaming=streaming, expand=expand_squad),
         _with_system(parse, new_system_prompt),
-        partial(render_conversation, tokenizer, chat=in_chat),
-        policy=_policy(masking_strategy, roles_to_train, train_on_input),
+        partial(documents_of, tokenizer, policy=policy, chat=in_chat),
+        policy=policy,
         bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
         filter_fn=filter_fn,
         max_rows=max_rows,
+        num_workers=num_workers,
     )
 
 
-def text_completion_dataset(
-    tokenizer: Tokenizer,
-    *,
-    source: str,
-    data_files: DataFiles | None = None,
-    split: str | None = "train",
-    name: str | None = None,
-    field: str | None = None,
-    streaming: bool = False,
-    sample_by: SampleBy = "line",
-    column: str = "text",
-    add_bos: bool = True,
-    add_eos: bool = True,
-    filter_fn: Filter | None = None,
-    on_bad_row: OnBadRow = "error",
-    max_bad_share: float = 0.01,
-    max_rows: int | None = None,
-) -> Samples:
-    """Samples of plain text, `BOS text EOS` each, every token but the first trained: continued pre-training.
-
-    Rows without text are left out and counted as `empty_text`.
-
-    Args:
-        tokenizer: a tokenizer; without a BOS it adds none.
-        source, data_files, split, name, field, streaming, sample_by: see `open_source`.
-        column: the column that holds the text.
-        add_bos, add_eos: put BOS in front of, EOS behind each document.
-        filter_fn, on_bad_row, max_bad_share, max_rows: see `instruct_dataset`.
-
-    Raises:
-        DataError, ConfigError: as `instruct_dataset`.
-    """
-
-    def parse(row: Row) -> Conversation:
-        (text,) = columns(row, ("text",), {"text": column})
-        return Conversation([Message("assistant", text)] if text.strip() else [])
-
-    rows = open_source(
-        source, data_files=data_files, split=split, name=name, field=field, sample_by=sample_by, streaming=streaming
-    )
-    return collect(
-        rows,
-        parse,
-        lambda document: render_text(tokenizer, document.messages[0].text, add_bos=add_bos, add_eos=add_eos),
-        policy=MaskPolicy("train_on_all"),
-        bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
-        filter_fn=filter_fn,
-        max_rows=max_rows,
-    )
+def _instruct(row: Row, *, column_map: ColumnMap | None, in_chat: bool) -> Conversation:
+    if not is_prompt_of_messages(row, column_map):
+        return instruct_format(row, column_map=column_map)
+    if not in_chat:
+        message = "prompt and completion are lists of messages, and rows are written raw"
+        raise RowError("D08", "wrong_type", message, where=row.where, fix="set tokenizer.chat_format")
+    return prompt_completion_format(row, column_map=column_map)
 
 
 def _in_chat(tokenizer: Tokenizer, chat: bool | None, new_system_prompt: str | None) -> bool:
@@ -312,11 +356,28 @@ def _in_chat(tokenizer: Tokenizer, chat: bool | None, new_system_prompt: str | N
     return in_chat
 
 
-def _policy(strategy: MaskingStrategy, roles: Sequence[str] | None, train_on_input: bool) -> MaskPolicy:
+def _policy(
+    strategy: MaskingStrategy,
+    roles: Sequence[str] | None,
+    train_on_input: bool,
+    train_on_header: bool,
+    spans: Sequence[SpanRule | Mapping[str, Any]],
+    straddle: Straddle,
+    eos: EosPolicy,
+    unstable_template: UnstableTemplate,
+) -> MaskPolicy:
     if train_on_input and (strategy == "train_on_last" or roles is not None):
         other = "roles_to_train" if roles is not None else f"masking_strategy={strategy}"
         raise ConfigError("C09", f"train_on_input=true contradicts {other}", fix="leave one of the two out")
-    return MaskPolicy("train_on_all" if train_on_input else strategy, None if roles is None else tuple(roles))
+    return MaskPolicy(
+        "train_on_all" if train_on_input else strategy,
+        None if roles is None else tuple(roles),
+        train_on_header,
+        tuple(map(SpanRule.of, spans)),
+        straddle,
+        eos,
+        unstable_template,
+    )
 
 
 def _with_system(parse: Format, prompt: str | None) -> Format:

@@ -1,4 +1,7 @@
-"""Rows that hold whole conversations -> messages: OpenAI's `messages` and ShareGPT's `conversations`."""
+"""Rows that hold whole conversations -> messages: OpenAI's `messages` and ShareGPT's `conversations`.
+
+What rows say themselves of what is trained (`weight`, `train`, `train_detail`, flags of parts) is kept in the messages.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from torchmask.data.formats import ColumnMap, Conversation, is_list_of_objects, text_at, unknown_layout
+from torchmask.data.row_flags import read_flags, read_train_detail
 from torchmask.data.rows import Row, RowError, show_value
-from torchmask.messages import ROLES, Message
+from torchmask.messages import ROLES, Message, said_weight
 
 _OPENAI_ROLES = {role: role for role in ROLES} | {"developer": "system", "function": "tool", "ipython": "tool"}
 _SHAREGPT_ROLES = {
@@ -29,9 +33,14 @@ def openai_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversat
     `train: false` and torchtune's `masked: true` say the same. `tools` may hold the tools' descriptions.
     """
     column = (column_map or {}).get("messages", "messages")
+    messages = openai_messages(row, column, column_map)
+    return check_order(Conversation(messages, tools_of(row, column_map)), row, column)
+
+
+def openai_messages(row: Row, column: str, column_map: ColumnMap | None = None) -> list[Message]:
+    """The messages of one column, in whatever order they are."""
     turns = _turns(row, column, "messages", column_map)
-    messages = [_openai_message(turn, f"{column}[{i}]", row) for i, turn in enumerate(turns)]
-    return _checked(Conversation(messages, _tools(row, column_map)), row, column)
+    return [_openai_message(turn, f"{column}[{i}]", row) for i, turn in enumerate(turns)]
 
 
 def sharegpt_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversation:
@@ -39,12 +48,17 @@ def sharegpt_format(row: Row, *, column_map: ColumnMap | None = None) -> Convers
     column = (column_map or {}).get("conversations", "conversations")
     turns = _turns(row, column, "conversations", column_map)
     messages = [_sharegpt_message(turn, f"{column}[{i}]", row) for i, turn in enumerate(turns)]
-    return _checked(Conversation(messages, _tools(row, column_map)), row, column)
+    return check_order(Conversation(messages, tools_of(row, column_map)), row, column)
 
 
 def chat_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversation:
-    """Whichever of the two a row is: told by the keys of its first turn, whatever its column is called."""
+    """Whichever of the two a row is: told by the keys of its first turn, whatever its column is called.
+
+    A `prompt` and a `completion` that are lists of messages (TRL's) are a conversation too.
+    """
     names = column_map or {}
+    if is_prompt_of_messages(row, column_map):
+        return prompt_completion_format(row, column_map=column_map)
     candidates = (names.get("messages", "messages"), names.get("conversations", "conversations"))
     column = next((c for c in candidates if c in row.values), None)
     if column is None:
@@ -56,6 +70,29 @@ def chat_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversatio
     if is_sharegpt:
         return sharegpt_format(row, column_map={**rest, "conversations": column})
     return openai_format(row, column_map={**rest, "messages": column})
+
+
+def prompt_completion_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversation:
+    """TRL's `prompt` and `completion` as lists of messages: answers in the completion are trained, nothing else is.
+
+    Raises:
+        RowError: columns that are missing (D04) or no lists of messages (D08); roles out of order (D07).
+    """
+    names = column_map or {}
+    columns = [names.get(name, name) for name in ("prompt", "completion")]
+    if any(column not in row.values for column in columns):
+        raise unknown_layout(row, ("prompt", "completion"), column_map)
+    prompt = openai_messages(row, columns[0])
+    for message in prompt:
+        message.masked, message.train, message.weight = True, None, None
+    messages = prompt + openai_messages(row, columns[1])
+    return check_order(Conversation(messages, tools_of(row, column_map)), row, columns[1])
+
+
+def is_prompt_of_messages(row: Row, column_map: ColumnMap | None = None) -> bool:
+    """Whether a row is TRL's prompt and completion as messages."""
+    names = column_map or {}
+    return all(is_list_of_objects(row.values.get(names.get(name, name))) for name in ("prompt", "completion"))
 
 
 def _turns(row: Row, column: str, name: str, column_map: ColumnMap | None) -> list[Mapping[str, Any]]:
@@ -98,7 +135,10 @@ def _openai_message(turn: Mapping[str, Any], path: str, row: Row) -> Message:
     content = turn.get("content") if calls else _field(turn, "content", path, row)
     if calls and content is None:
         content = ""  # OpenAI's own form of an answer that only calls a tool
-    return Message(role, _content(content, f"{path}.content", row), masked=_masked(turn, path, row), tool_calls=calls)
+    content = _content(content, f"{path}.content", row)
+    message = Message(role, content, tool_calls=calls, **_of_turn(turn, path, row))
+    message.train_detail = read_train_detail(turn, message.text, path, row)
+    return message
 
 
 def _sharegpt_message(turn: Mapping[str, Any], path: str, row: Row) -> Message:
@@ -106,10 +146,12 @@ def _sharegpt_message(turn: Mapping[str, Any], path: str, row: Row) -> Message:
     role = _role(speaker, _SHAREGPT_ROLES, f"{path}.from", row)
     text = text_at(_field(turn, "value", path, row), f"{path}.value", row)
     if speaker != "function_call":
-        return Message(role, text, masked=_masked(turn, path, row))
+        detail = read_train_detail(turn, text, path, row)
+        return Message(role, text, train_detail=detail, **_of_turn(turn, path, row))
     calls = _parse_json(text, f"{path}.value", row)
     calls = [{"function": call} for call in (calls if isinstance(calls, list) else [calls])]
-    return Message(role, "", masked=_masked(turn, path, row), tool_calls=_tool_calls(calls, f"{path}.value", row))
+    calls = _tool_calls(calls, f"{path}.value", row)
+    return Message(role, "", tool_calls=calls, **_of_turn(turn, path, row))
 
 
 def _content(content: Any, path: str, row: Row) -> str | list[dict[str, Any]]:
@@ -125,11 +167,7 @@ def _content(content: Any, path: str, row: Row) -> str | list[dict[str, Any]]:
         if part.get("type", "text") != "text":
             message = f"{here} is of type {part['type']!r}; only text can be trained on"
             raise RowError("D08", "wrong_type", message, where=row.where, fix="remove the part or the row")
-        rules = sorted({"masked", "train", "weight", "visible"} & part.keys())
-        if rules:
-            message = f"{here} says {rules[0]!r}, and parts of a message cannot be told apart yet"
-            fix = f"set {rules[0]!r} on the whole message, or remove it"
-            raise RowError("D08", "wrong_type", message, where=row.where, fix=fix)
+        read_flags(part, here, row)
         key = "text" if "text" in part else "content"
         parts.append({**part, "type": "text", "text": text_at(part.get(key), f"{here}.{key}", row)})
     return parts
@@ -156,22 +194,18 @@ def _parse_json(text: str, path: str, row: Row) -> Any:
         raise RowError("D08", "wrong_type", message, where=row.where, fix="mend the row") from None
 
 
-def _masked(turn: Mapping[str, Any], path: str, row: Row) -> bool | None:
-    """What the row itself says of the turn: True = not trained, False = trained, None = nothing."""
-    weight, train, masked = turn.get("weight"), turn.get("train"), turn.get("masked")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        message = f"{path}.weight is {show_value(weight)}, expected 0 or 1"
-        raise RowError("D08", "wrong_type", message, where=row.where, fix="choose 0 (not trained) or 1")
-    for key, value in (("train", train), ("masked", masked)):
-        if value is not None and not isinstance(value, bool):
-            message = f"{path}.{key} is {show_value(value)}, expected true or false"
-            raise RowError("D08", "wrong_type", message, where=row.where, fix="choose true or false")
-    if weight is not None:
-        return weight == 0
-    return masked if train is None else not train
+def _of_turn(turn: Mapping[str, Any], path: str, row: Row) -> dict[str, Any]:
+    """What a turn says of itself beside its role and text."""
+    said = read_flags(turn, path, row)
+    own = said_weight(said.get("masked"), said.pop("train", None), said.get("weight"))
+    said["masked"] = None if own is None else own == 0
+    for key in ("name", "tool_call_id"):
+        if turn.get(key) is not None:
+            said[key] = text_at(turn[key], f"{path}.{key}", row)
+    return said
 
 
-def _tools(row: Row, column_map: ColumnMap | None) -> list[dict[str, Any]] | None:
+def tools_of(row: Row, column_map: ColumnMap | None) -> list[dict[str, Any]] | None:
     """The row's tools in OpenAI's shape, from a list or its JSON text; bare functions are wrapped."""
     column = (column_map or {}).get("tools", "tools")
     tools = row.values.get(column)
@@ -185,7 +219,7 @@ def _tools(row: Row, column_map: ColumnMap | None) -> list[dict[str, Any]] | Non
     return [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]
 
 
-def _checked(conversation: Conversation, row: Row, column: str) -> Conversation:
+def check_order(conversation: Conversation, row: Row, column: str) -> Conversation:
     """The conversation, once its turns are in an order that can be trained on.
 
     System messages may stand anywhere; several answers in a row are one turn in parts (an answer, then a tool call).
@@ -206,7 +240,7 @@ def _checked(conversation: Conversation, row: Row, column: str) -> Conversation:
             what = "two user turns in a row" if role == "user" else "a tool answers the user"
             raise RowError("D07", "bad_roles", f"{column}[{i}]: {what} ({order})", where=row.where, fix=fix)
     for i, turn in enumerate(messages):
-        if turn.role == "assistant" and not turn.text.strip() and not turn.tool_calls and turn.masked is not True:
+        if turn.role == "assistant" and not turn.text.strip() and not turn.tool_calls and turn.own_weight != 0:
             message = f"{column}[{i}]: the assistant's answer is empty (turn {i + 1} of {len(messages)})"
             raise RowError("D06", "empty_answer", message, where=row.where, fix="fill it in or remove the row")
     return conversation

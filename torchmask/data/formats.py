@@ -7,6 +7,7 @@ stage can: a `messages` column that is a string, or a null content, would otherw
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from torchmask.data.rows import Row, RowError, show_value
@@ -37,6 +38,8 @@ LAYOUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "prompt-completion": ("instruct_dataset", ("prompt", "completion")),
     "SQuAD": ("squad_dataset", ("context", "question", "answers")),
     "text": ("text_completion_dataset", ("text",)),
+    "segments": ("segments_dataset", ("segments",)),
+    "tokens": ("tokenized_dataset", ("input_ids",)),
 }
 """Known layouts: the builder for it and the columns it needs."""
 
@@ -63,8 +66,12 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     >>> fill('{question} Reply as {"answer": ...}', {"question": "Why {question}?"})
     'Why {question}? Reply as {"answer": ...}'
     """
-    names = "|".join(map(re.escape, values))
-    return re.sub(r"\{(" + names + r")\}", lambda match: values[match[1]], template)
+    return _placeholders(tuple(values)).sub(lambda match: values[match[1]], template)
+
+
+@cache
+def _placeholders(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(r"\{(" + "|".join(map(re.escape, names)) + r")\}")
 
 
 def check_template(template: str, names: tuple[str, ...]) -> str:

@@ -26,9 +26,11 @@ class Fragments:
         samples: [F] int64, the document.
         starts, stops: [F] int64, its tokens `starts:stops`, one slot each.
         continues: [F] bool, the last slot keeps the next token of the document as its label, although that token is in
-            another fragment (edge E5). Otherwise the last slot predicts nothing (E2, E6).
+            another fragment (edge E5) or has no slot at all (virtual EOS). Otherwise the last slot predicts nothing
+            of its document (E6).
         keeps_first: [F] bool, cut on the left: the first slot holds the document's first token (BOS) instead of token
             `starts` and predicts nothing, because what followed it is gone.
+        terminated: [F] bool, cut on the right: the last slot holds the document's stop token instead of its own.
     """
 
     samples: Integers
@@ -36,12 +38,13 @@ class Fragments:
     stops: Integers
     continues: Bools
     keeps_first: Bools
+    terminated: Bools
 
     @classmethod
     def whole(cls, lengths: Integers) -> "Fragments":
         """Every document of [N] lengths, uncut."""
-        nothing = np.zeros(len(lengths), np.int64)
-        return cls(np.arange(len(lengths)), nothing, lengths, nothing.astype(bool), nothing.astype(bool))
+        nowhere = np.zeros(len(lengths), bool)
+        return cls(np.arange(len(lengths)), np.zeros(len(lengths), np.int64), lengths, nowhere, nowhere, nowhere)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,6 +62,7 @@ class Fragments:
             self.stops[chosen],
             self.continues[chosen],
             self.keeps_first[chosen],
+            self.terminated[chosen],
         )
 
     def cut(self, parents: Integers, starts: Integers, stops: Integers) -> "Fragments":
@@ -70,13 +74,19 @@ class Fragments:
             stops=whole.starts + stops,
             continues=np.where(stops < whole.lengths, True, whole.continues),
             keeps_first=whole.keeps_first & (starts == 0),
+            terminated=whole.terminated & (stops == whole.lengths),
         )
 
 
 class Targets:
-    """Where the targets of all samples are; found once, so that any fragment's are counted by two binary searches."""
+    """Where the targets of all samples are; found once, so that any fragment's are counted by two binary searches.
 
-    def __init__(self, samples: Samples) -> None:
+    Args:
+        train_terminated: a stop token put in place of a trained token (`Fragments.terminated`) is a target, too.
+    """
+
+    def __init__(self, samples: Samples, *, train_terminated: bool = True) -> None:
+        self._train_terminated = train_terminated
         self._offsets = samples.offsets
         trained = (samples.mask & np.uint8(MaskFlag.LOSS)) == 0
         trained[samples.offsets[:-1][samples.lengths > 0]] = False  # nothing predicts a document's first token
@@ -90,6 +100,8 @@ class Targets:
         """First and one past the last token that slots of each fragment predict, as places in the flat columns."""
         base = self._offsets[fragments.samples]
         stops = base + fragments.stops + fragments.continues
+        if not self._train_terminated:
+            stops = stops - fragments.terminated
         return np.minimum(base + fragments.starts + 1 + fragments.keeps_first, stops), stops
 
     def _range(self, fragments: Fragments) -> tuple[Integers, Integers]:
@@ -123,3 +135,18 @@ class Targets:
     def last(self, fragments: Fragments) -> Integers:
         """[F] int64, place in its document of each fragment's last target, for fragments that have one."""
         return self._places[self._range(fragments)[1] - 1] - self._offsets[fragments.samples]
+
+
+def prompt_slots(samples: Samples, fragments: Fragments, targets: Targets) -> Integers:
+    """[F] int64, how many first slots of each fragment are its document's prompt: tokens before its first target."""
+    whole = Fragments.whole(samples.lengths)
+    ends = samples.lengths.copy()
+    some = targets.count(whole) > 0
+    ends[some] = targets.first(whole.select(some))
+    prompts = ends[fragments.samples]
+    # Of a document that was cut on the left, what is left of it says where its prompt ends.
+    some = targets.count(fragments) > 0
+    prompts = np.where(fragments.keeps_first, fragments.stops, prompts)
+    cut = fragments.keeps_first & some
+    prompts[cut] = targets.first(fragments.select(cut))
+    return np.clip(prompts - fragments.starts, 0, fragments.lengths)

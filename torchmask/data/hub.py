@@ -72,6 +72,17 @@ def hub_rows(
     return rows()
 
 
+def hub_identity(source: str, *, name: str | None, data_files: DataFiles | None, split: str | None) -> dict[str, Any]:
+    """What determines the rows of a data set on the Hub: its name and what `datasets` says of the copy that it has."""
+    datasets = _import_datasets()
+    files = dict(data_files) if isinstance(data_files, Mapping) else data_files
+    try:
+        data = datasets.load_dataset(source, name=name, data_files=files, split=split or "train")
+    except Exception as error:  # as in `hub_rows`
+        raise _hub_error(error, source) from error
+    return {"hub": source, "fingerprint": data._fingerprint, "rows": len(data), "library": datasets.__version__}
+
+
 def _hub_error(error: Exception, source: str) -> Exception:
     kind, text = type(error).__name__, _first_line(error)
     if isinstance(error, ValueError) and not isinstance(error, EnvironmentFault):

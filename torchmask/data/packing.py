@@ -1,73 +1,62 @@
 """Packs: rows of documents, shifted once, that a model sees as if each document were alone.
 
-The plan and the fragments are flat arrays and a row is gathered from the samples when it is asked for, so that building
-the data set costs no copy of the tokens. The alternative, writing all rows out at once, makes a row a slice; it pays
-when the rows go to a file and belongs there.
-
 Legend: T slots of one row, N samples, F fragments, R rows.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from torchmask.constants import IGNORE_INDEX
-from torchmask.data.fragments import Fragments, Targets
-from torchmask.data.plan import STRATEGIES, Plan, check_choice, plan_packs
-from torchmask.data.report import build_report
-from torchmask.data.sample import MAX_PLACES, Sample, Samples
-from torchmask.data.selection import (
-    CAUSES,
-    NO_TARGETS,
-    OVER_LENGTH,
-    TRUNCATE_SIDES,
-    CutPolicy,
-    Selection,
-    select_fragments,
-)
-from torchmask.errors import ConfigError, WeightsError
-from torchmask.messages import MaskFlag
+from torchmask.data.cached_rows import kept_with_samples
+from torchmask.data.edges import apply_stop_policy, boundaries, policy_of
+from torchmask.data.eos import EosPolicy
+from torchmask.data.fragments import Fragments, Targets, prompt_slots
+from torchmask.data.layout import Layout, Pack, RowOptions
+from torchmask.data.ledger import build_ledger
+from torchmask.data.normalization import normalizers
+from torchmask.data.pack_options import check_options
+from torchmask.data.plan import Plan, cut_stream, plan_packs
+from torchmask.data.prefix_sharing import TreePlan, plan_trees
+from torchmask.data.sample import Sample, Samples
+from torchmask.data.selection import CutPolicy, select_fragments
+from torchmask.errors import WeightsError
 
-__all__ = ["Pack", "PackedDataset", "Placement", "Plan", "plan_packs"]
+__all__ = ["DocumentLoss", "Pack", "PackedDataset", "Placement", "Plan", "plan_packs"]
 
 
-@dataclass(frozen=True, eq=False)
-class Pack:
-    """One unpadded row of documents.
-
-    Attributes:
-        tokens: [T] int32.
-        labels: [T] int32, the target of each slot inside its own document; `IGNORE_INDEX` where there is none.
-        positions: [T] int32, distance from the start of the slot's document (or fragment).
-        visible_until: [T] int32; a later slot q sees slot k iff `q < visible_until[k]`. The end of k's document, or
-            k + 1 where nothing may see it.
-        weights: [T] float32, weight of each slot's label (0 where there is none), or None: 1 for every label.
-    """
-
-    tokens: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.int32]
-    positions: npt.NDArray[np.int32]
-    visible_until: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-class Placement(NamedTuple):
-    """Where a document (or a fragment of one) lies in a row: `tokens[start:stop]` of `sample` at slots `slot`...
-
-    With `keeps_first` the first of these slots holds the document's first token in place of token `start`.
-    """
-
+class _Place(NamedTuple):
     sample: int
     start: int
     stop: int
     slot: int
     keeps_first: bool = False
+
+
+class Placement(_Place):
+    """Where a document (or a fragment of one) lies in a row: `tokens[start:stop]` of `sample` at slots `slot`...
+
+    With `keeps_first` the first of these slots holds the document's first token in place of token `start`. In a tree
+    these are the document's own tokens; those before `start` lie in slots of the document `parent`, and of that one's
+    parents (`PackedDataset.path` lists the slots of all).
+
+    Attributes:
+        parent: place in the row's list of documents; -1 = the document shares none of its tokens with an earlier one.
+    """
+
+    parent: int = -1
+
+
+class DocumentLoss(NamedTuple):
+    """What one document (or fragment) adds to a loss: `loss / num_targets` is its mean; fragments add up."""
+
+    sample: int
+    loss: float
+    num_targets: int
 
 
 class PackedDataset(Sequence[Pack]):
@@ -78,15 +67,34 @@ class PackedDataset(Sequence[Pack]):
         max_seq_len: slots of a row; None = the longest document.
         strategy: see `plan_packs`. `none` gives every document a row of its own; `split` lays the documents end to end
             and cuts them at row ends, so that no document is too long.
-        over_length: a document longer than a row is an `error`, or `truncate` (no stop token is made up), `split` into
-            fragments (a label is kept across the cut) or `drop` it.
-        truncate_side: `right` removes the end, `left` what follows the first token (BOS).
+        share_prefixes: documents that begin with the same untrained tokens become trees in which these take slots
+            once. Losses and gradients are those of the separate documents. Rows gather documents that begin alike, so
+            that the documents of one step are less diverse than those of a flat plan; `max_share` bounds it.
+        max_share: with `share_prefixes`, at most so many documents of one prefix in a row, see `plan_trees`.
+        attention: `document` = each sees itself only, `causal` = a row is one text.
+        positions: `reset` = distances from each document's start, `continue` = from the row's.
+        prefix: `bidirectional` = the tokens of a document's untrained prompt see each other both ways (prefix-LM).
+        eos: what is done at the edges of documents, see `policy_of` and, for samples that no tokenizer made,
+            `apply_stop_policy`.
+        loss_normalization: what a step's loss is divided by, as `Pack.normalizer`: `tokens` (labels whose weight is not
+            0), `weights` (their sum), `sequence` (documents, each one's labels scaled to its mean), `none` (1: rows say
+            0, and a step whose sum is 0 divides by nothing).
+        over_length: a document longer than a row is an `error`, or `truncate`, `split` into fragments (a label is kept
+            across the cut) or `drop` it.
+        truncate_side: `right` removes the end (`eos.on_truncate` says what becomes of the stop token), `left` what
+            follows the first token (BOS).
         no_targets: documents without a trained token: `drop`, `keep` or `error`.
         trim_tail: leave out the tokens after a document's last target, which change no loss and no gradient.
         max_truncated_away: share of the documents that may lose all targets to truncation before it is an error.
+        epoch_repack: `for_epoch` plans the rows of later epochs anew, from a shuffled order; there are as many.
+
+    Attributes:
+        row_lengths: [R] int64, slots of each row.
+        row_targets: [R] int64, labels of each row that are trained.
+        rule_names: what `Pack.rules` points into.
 
     Raises:
-        ConfigError: C06, C13, an option that does not exist or is out of range.
+        ConfigError: C06, C13, an option that does not exist or is out of range; C09, options that contradict.
         DataError: D05 no samples, D09 a document too long or none left, D10 truncation takes too many documents'
             targets, D11 no document has any.
 
@@ -95,68 +103,145 @@ class PackedDataset(Sequence[Pack]):
     ([11, 2, -100, 21, 2, -100], [0, 1, 2, 0, 1, 2], [3, 3, 3, 6, 6, 6])
     """
 
+    @kept_with_samples
     def __init__(
         self,
         samples: Sequence[Sample],
         *,
         max_seq_len: int | None,
         strategy: str = "best_fit",
+        share_prefixes: bool = False,
+        max_share: int | None = None,
+        attention: str = "document",
+        positions: str = "reset",
+        prefix: str = "causal",
+        eos: EosPolicy | str | Mapping[str, Any] | None = None,
+        loss_normalization: str = "tokens",
         over_length: str = "error",
         truncate_side: str = "right",
         no_targets: str = "drop",
         trim_tail: bool = False,
         max_truncated_away: float = 0.05,
+        epoch_repack: bool = False,
     ) -> None:
-        check_choice("packing strategy", strategy, STRATEGIES)
-        check_choice("over_length", over_length, OVER_LENGTH)
-        check_choice("truncate_side", truncate_side, TRUNCATE_SIDES)
-        check_choice("no_targets", no_targets, NO_TARGETS)
-        if max_seq_len is not None and max_seq_len < 1:
-            raise ConfigError("C13", f"max_seq_len must be at least 1, got {max_seq_len}")
         self.samples = Samples.from_samples(samples)
-        self.max_seq_len = max_seq_len or int(self.samples.lengths.max(initial=1))
-        self.strategy = strategy
-        policy = CutPolicy(
-            over_length=over_length,
-            truncate_side=truncate_side,
-            no_targets=no_targets,
-            trim_tail=trim_tail,
-            max_truncated_away=max_truncated_away,
-            stream=strategy == "split",
-        )
-        targets = Targets(self.samples)
-        selection = select_fragments(self.samples, targets, max_seq_len=self.max_seq_len, policy=policy)
-        fragments = selection.fragments
-        # The stream's fragments fill their rows exactly when they are taken in order.
-        plan = plan_packs(fragments.lengths, self.max_seq_len, "in_order" if policy.stream else strategy)
-        options = {
-            "max_seq_len": self.max_seq_len,
+        policy = policy_of(eos, self.samples)
+        options: dict[str, Any] = {
+            "max_seq_len": max_seq_len,
             "strategy": strategy,
+            "share_prefixes": share_prefixes,
+            "max_share": max_share,
+            "attention": attention,
+            "positions": positions,
+            "prefix": prefix,
+            "loss_normalization": loss_normalization,
             "over_length": over_length,
             "truncate_side": truncate_side,
             "no_targets": no_targets,
             "trim_tail": trim_tail,
+            "epoch_repack": epoch_repack,
         }
-        num_targets = targets.count(fragments)
+        check_options(options, policy)
+        self.samples = apply_stop_policy(self.samples, policy)
+        self.max_seq_len = options["max_seq_len"] = max_seq_len or int(self.samples.lengths.max(initial=1))
+        self.strategy, self.eos, self._options = strategy, policy, options
+        self._trains_boundary = policy.boundary_loss == "train" and policy.boundary_weight != 0
+        self.rule_names = self.samples.rule_names + (("boundary",) if self._trains_boundary else ())
+        self._targets = Targets(self.samples, train_terminated=policy.train_on_eos != "none")
+        selection = select_fragments(
+            self.samples,
+            self._targets,
+            max_seq_len=self.max_seq_len,
+            policy=CutPolicy(
+                over_length=over_length,
+                truncate_side=truncate_side,
+                no_targets=no_targets,
+                trim_tail=trim_tail,
+                max_truncated_away=max_truncated_away,
+                stream=strategy == "split",
+                virtual_stops=policy.append == "virtual",
+                on_truncate=policy.on_truncate,
+            ),
+        )
+        self._uncut = selection.uncut if epoch_repack else None
+        self._epoch: tuple[tuple[int, int], Self] | None = None
         self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
-        self.report: dict[str, Any] = _ledger(self.samples, targets, selection, len(plan), options)
-        self._store(fragments, plan, num_targets)
+        self._lay_out(selection.fragments)
+        self.report: dict[str, Any] = build_ledger(
+            self.samples,
+            self._targets,
+            selection,
+            options={**options, "eos_policy": asdict(policy)},
+            num_rows=len(self),
+            num_slots=int(self.row_lengths.sum()),
+            num_boundaries=self._num_boundaries,
+        )
 
-    def _store(self, fragments: Fragments, plan: Plan, num_targets: npt.NDArray[np.int64]) -> None:
-        """Fragments in the order of the rows, with what a row fetch needs of them."""
-        self._rows = plan.offsets
-        self._fragments = fragments.select(plan.order)
-        self._begins = self.samples.offsets[self._fragments.samples] + self._fragments.starts
-        self._slots = np.concatenate([[0], np.cumsum(self._fragments.lengths)])
-        self._plain = not (fragments.continues.any() or fragments.keeps_first.any())
-        self._hides = bool((self.samples.mask & np.uint8(MaskFlag.ATTENTION)).any())
-        # Every row has a fragment, so reduceat, which cannot say 0, sees no empty range.
-        self.row_targets: npt.NDArray[np.int64] = np.add.reduceat(num_targets[plan.order], plan.offsets[:-1])
-        self.row_lengths: npt.NDArray[np.int64] = np.diff(self._slots[plan.offsets])
-        self._slot_numbers = np.arange(int(self.row_lengths.max()) + 1)
+    def _lay_out(self, fragments: Fragments, words: npt.NDArray[np.uint64] | None = None) -> None:
+        """Plans the rows of the fragments, in their order or that of random words, with what a fetch needs of them."""
+        options, targets, samples = self._options, self._targets, self.samples
+        if options["strategy"] == "split" and words is not None:
+            fragments = fragments.select(np.argsort(words, kind="stable"))
+            fragments = fragments.cut(*cut_stream(fragments.lengths, self.max_seq_len))
+        plan, shared = self._plan(fragments, words)
+        placed = fragments.select(plan.order)
+        boundary = boundaries(samples, placed, plan.offsets) if self._trains_boundary else np.zeros(len(placed), bool)
+        self._boundary, self._num_boundaries = boundary, int(boundary.sum())
+        counts = targets.count(placed)
+        share, self._scale = normalizers(
+            options["loss_normalization"],
+            documents=placed.samples,
+            counts=counts,
+            weights=targets.weight(placed),
+            boundary=boundary.astype(np.float64) * self.eos.boundary_weight,
+        )
+        first = plan.offsets[:-1]  # every row has a fragment, so reduceat, which cannot say 0, sees no empty range
+        self.row_targets: npt.NDArray[np.int64] = np.add.reduceat(counts + boundary, first)
+        self._layout = Layout(
+            samples,
+            fragments,
+            plan,
+            options=RowOptions(
+                attention=options["attention"],
+                positions=options["positions"],
+                mutes_terminated=self.eos.train_on_eos == "none",
+                boundary_weight=self.eos.boundary_weight,
+                boundary_rule=len(samples.rule_names),
+            ),
+            shared=shared,
+            boundary=boundary,
+            prompts=prompt_slots(samples, placed, targets) if options["prefix"] == "bidirectional" else None,
+            scale=self._scale,
+            normalizers=np.add.reduceat(share, first),
+        )
+        self.row_lengths: npt.NDArray[np.int64] = self._layout.row_lengths
+
+    def _plan(
+        self, fragments: Fragments, words: npt.NDArray[np.uint64] | None
+    ) -> tuple[Plan, npt.NDArray[np.int64] | None]:
+        """The rows, and for trees what each fragment shares ([F] int64)."""
+        if self._options["share_prefixes"]:
+            trees: TreePlan = plan_trees(
+                self.samples,
+                fragments,
+                self._targets,
+                max_seq_len=self.max_seq_len,
+                strategy=self.strategy,
+                max_share=self._options["max_share"],
+                words=words,
+            )
+            return trees.plan, trees.shared
+        if self.strategy == "split":
+            # The stream's fragments fill their rows exactly when they are taken in order.
+            return plan_packs(fragments.lengths, self.max_seq_len, "in_order"), None
+        if words is None:
+            return plan_packs(fragments.lengths, self.max_seq_len, self.strategy), None
+        shuffled = np.argsort(words, kind="stable")
+        plan = plan_packs(fragments.lengths[shuffled], self.max_seq_len, self.strategy)
+        return Plan(shuffled[plan.order], plan.offsets), None
 
     def __len__(self) -> int:
-        return len(self._rows) - 1
+        return len(self._layout.rows) - 1
 
     @overload
     def __getitem__(self, index: int) -> Pack: ...
@@ -164,43 +249,8 @@ class PackedDataset(Sequence[Pack]):
     def __getitem__(self, index: slice) -> list[Pack]: ...
     def __getitem__(self, index: int | slice) -> Pack | list[Pack]:
         if isinstance(index, slice):
-            return [self._row(i) for i in range(len(self))[index]]
-        return self._row(range(len(self))[index])
-
-    def _row(self, i: int) -> Pack:
-        a, b = self._rows[i], self._rows[i + 1]
-        edges = self._slots[a : b + 1] - self._slots[a]
-        slots, ends, lengths = edges[:-1], edges[1:], np.diff(edges)
-        numbers = self._slot_numbers[: edges[-1]]
-        places = np.repeat(self._begins[a:b] - slots, lengths)  # [T], of each slot's token in the flat columns
-        places += numbers
-        heads = slots[:0] if self._plain else slots[self._fragments.keeps_first[a:b]]
-        if len(heads):
-            places[heads] = self.samples.offsets[self._fragments.samples[a:b][self._fragments.keeps_first[a:b]]]
-        columns = self.samples
-        tokens, flags = columns.tokens.take(places), columns.mask.take(places)
-        weights = None if columns.weights is None else _shifted(columns.weights.take(places))
-        # The shift: within a fragment the next slot holds the next token. What this says of last slots is wrong and
-        # replaced below.
-        labels, ignored = _shifted(tokens), _shifted((flags & np.uint8(MaskFlag.LOSS)) != 0)
-        ignored[ends - 1] = True
-        ignored[heads] = True
-        if not self._plain:
-            onward = ends[self._fragments.continues[a:b]] - 1
-            following = places[onward] + 1
-            labels[onward] = columns.tokens[following]
-            ignored[onward] = (columns.mask[following] & np.uint8(MaskFlag.LOSS)) != 0
-            if weights is not None and columns.weights is not None:
-                weights[onward] = columns.weights[following]
-        np.putmask(labels, ignored, IGNORE_INDEX)
-        if weights is not None:
-            np.putmask(weights, ignored, 0)
-        visible_until = np.repeat(ends.astype(np.int32), lengths)
-        if self._hides:
-            hidden = (flags & np.uint8(MaskFlag.ATTENTION)) != 0
-            np.copyto(visible_until, numbers + 1, where=hidden, casting="same_kind")
-        positions = np.subtract(numbers, np.repeat(slots, lengths), dtype=np.int32, casting="same_kind")
-        return Pack(tokens, labels, positions, visible_until, weights)
+            return [self._layout.fetch(i) for i in range(len(self))[index]]
+        return self._layout.fetch(range(len(self))[index])
 
     def check_fits(self, *, vocab_size: int, max_seq_len: int, warn: Callable[[str], None]) -> None:
         """Whether a model can be trained on these rows.
@@ -212,7 +262,7 @@ class PackedDataset(Sequence[Pack]):
         Raises:
             WeightsError: D15, an id the model has no embedding for: the tokenizer is another model's.
         """
-        largest = int(self.samples.tokens.max())
+        largest = self.samples.largest_token
         if largest >= vocab_size:
             raise WeightsError(
                 "D15",
@@ -220,18 +270,59 @@ class PackedDataset(Sequence[Pack]):
                 where="tokenizer",
                 fix="use the tokenizer that belongs to the model",
             )
-        longest = int(self._fragments.lengths.max())
+        continues = self._options["positions"] == "continue"
+        longest = int((self.row_lengths if continues else self._layout.fragments.lengths).max())
         if longest > max_seq_len:
-            warn(f"WARNING a document of {longest} tokens in a row; the model was made for {max_seq_len}")
+            what = "positions" if continues else "a document of"
+            of = "" if continues else " tokens"
+            warn(f"WARNING {what} {longest}{of} in a row; the model was made for {max_seq_len}")
 
     def documents(self, index: int) -> list[Placement]:
         """The documents of row `index` in the order of their slots."""
         i = range(len(self))[index]
-        cut = slice(self._rows[i], self._rows[i + 1])
-        part = self._fragments.select(np.arange(cut.start, cut.stop))
-        slots = self._slots[cut] - self._slots[cut.start]
-        columns = (part.samples, part.starts, part.stops, slots, part.keeps_first)
-        return [Placement(*values) for values in zip(*(column.tolist() for column in columns))]
+        layout = self._layout
+        a, b = int(layout.rows[i]), int(layout.rows[i + 1])
+        part = layout.fragments.select(np.arange(a, b))
+        slots = layout.slots[a:b] - layout.slots[a]
+        columns = (part.samples, layout.starts[a:b], part.stops, slots, part.keeps_first)
+        placements = [Placement(*values) for values in zip(*(column.tolist() for column in columns))]
+        for f, placement in enumerate(placements, a):
+            parent = layout.parent(f)
+            placement.parent = parent - a if parent >= 0 else -1
+        return placements
+
+    def path(self, index: int, document: int) -> npt.NDArray[np.int64]:
+        """[n] int64, the slots of all tokens of a document of row `index`: those it shares, then its own.
+
+        Args:
+            document: its place in `documents(index)`.
+        """
+        i = range(len(self))[index]
+        a, b = int(self._layout.rows[i]), int(self._layout.rows[i + 1])
+        return self._layout.path(range(a, b)[document])
+
+    def document_losses(self, index: int, nll: npt.ArrayLike) -> list[DocumentLoss]:
+        """The loss of each document of row `index`, in the order of `documents(index)`.
+
+        It is the sum of weight times nll over the document's own targets, the same in any row and alone; predictions
+        of a next document's first token belong to none. Where `loss_normalization` scales weights, this does not.
+
+        Args:
+            nll: [T] negative log likelihoods of the row's labels; what stands at slots without a label is not read.
+        """
+        i = range(len(self))[index]
+        a, b = int(self._layout.rows[i]), int(self._layout.rows[i + 1])
+        pack = self._layout.fetch(i)
+        weights = (pack.labels != IGNORE_INDEX).astype(np.float64) if pack.weights is None else pack.weights
+        slots = self._layout.slots[a : b + 1] - self._layout.slots[a]
+        trained = (pack.labels != IGNORE_INDEX) & (weights != 0)
+        trained[slots[1:][self._boundary[a:b]] - 1] = False
+        own = np.where(trained, np.asarray(nll, np.float64)[: len(pack)] * weights, 0.0)
+        sums, counts = np.add.reduceat(own, slots[:-1]), np.add.reduceat(trained.astype(np.int64), slots[:-1])
+        if self._scale is not None:
+            sums = sums / self._scale[a:b]
+        of = self._layout.fragments.samples[a:b]
+        return [DocumentLoss(*values) for values in zip(of.tolist(), sums.tolist(), counts.tolist())]
 
     def row_order(self, epoch: int, seed: int) -> npt.NDArray[np.int64]:
         """[R] int64, the permutation of the rows for an epoch: a pure function of (seed, epoch) and the row count.
@@ -245,65 +336,21 @@ class PackedDataset(Sequence[Pack]):
             self._order = (seed, epoch), np.argsort(words, kind="stable")
         return self._order[1]
 
+    def for_epoch(self, epoch: int, seed: int) -> Self:
+        """The rows of an epoch: these, or with `epoch_repack` those of a plan from an order shuffled by (seed, epoch).
 
-def _shifted(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[T], each slot's right neighbour; the last slot, which has none, gets its own value."""
-    result = np.empty_like(column)
-    result[:-1] = column[1:]
-    result[-1] = column[-1]
-    return result
-
-
-def _ledger(
-    samples: Samples, targets: Targets, selection: Selection, num_rows: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    """The report of a selection: every token, weight and document of `samples` under one heading."""
-    fragments, causes, lengths = selection.fragments, selection.causes, samples.lengths
-    kept = causes == 0
-    slots_of = np.bincount(fragments.samples, fragments.lengths, len(samples)).astype(np.int64)
-    whole = Fragments.whole(lengths)
-    weight_before, weight_after = targets.weight(whole), targets.weight(fragments)
-    truncated = int((lengths - slots_of - selection.trimmed)[kept].sum())
-    dropped, dropped_weight, documents = {}, {}, {}
-    for code, cause in enumerate(CAUSES):
-        lost = np.flatnonzero(causes == code)
-        if code and len(lost):
-            dropped[cause] = int(lengths[lost].sum())
-            dropped_weight[cause] = float(weight_before[lost].sum())
-            places = [samples.where(int(i)) for i in lost[:MAX_PLACES]]
-            documents[cause] = {"count": len(lost), "places": places}
-    if truncated:
-        dropped["truncated"] = truncated
-        dropped_weight["truncated"] = float(weight_before[kept].sum() - weight_after.sum())
-    if trimmed := int(selection.trimmed[kept].sum()):
-        dropped["trimmed"] = trimmed
-    stops = samples.stops[fragments.samples].astype(np.int64)
-    trained_stops = int(targets.holds(fragments, stops).sum())
-    without_stop = int((samples.stops[kept] < 0).sum())
-    num_cut = int(selection.cut.sum())
-    num_documents = int(kept.sum())
-    return build_report(
-        options=options,
-        lengths=lengths,
-        counts={
-            "documents": num_documents,
-            "fragments": len(fragments),
-            "rows": num_rows,
-            "trained": int(targets.count(fragments).sum()),
-            "slots": int(fragments.lengths.sum()),
-        },
-        dropped=dropped,
-        dropped_documents=documents,
-        weights={
-            "before": float(weight_before.sum()),
-            "after": float(weight_after.sum()),
-            "dropped": dropped_weight,
-        },
-        eos={
-            "trained_stops": trained_stops,
-            "masked_stops": num_documents - trained_stops - without_stop - num_cut,
-            "without_stop": without_stop,
-            "cut": num_cut,
-        },
-        source=samples.report,
-    )
+        Epoch 0 has the rows that the report describes. Every epoch has as many rows, and `row_order` is the same, so a
+        place in the data stays one integer: row `row_order(epoch, seed)[n]` of `for_epoch(epoch, seed)`. With
+        `max_share` the documents of one prefix that share a row stay together. Samples are not copied; one epoch's
+        plan is kept.
+        """
+        if self._uncut is None or epoch == 0:
+            return self
+        if self._epoch is None or self._epoch[0] != (seed, epoch):
+            view = copy(self)
+            view._epoch = None
+            words = np.random.Philox(np.random.SeedSequence((seed, epoch, 1))).random_raw(len(self._uncut))
+            view._lay_out(self._uncut, words)
+            assert len(view) == len(self), "a plan's rows must depend on the lengths only"
+            self._epoch = (seed, epoch), view
+        return self._epoch[1]

@@ -87,7 +87,7 @@ def plan_packs(lengths: npt.ArrayLike, max_seq_len: int, strategy: str = "best_f
     if strategy == "in_order":
         return _in_order(sizes, max_seq_len)
     assign = _best_fit if strategy == "best_fit" else _first_fit
-    return _by_first_document(assign(sizes, max_seq_len))
+    return number_rows(assign(sizes, max_seq_len))
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -213,8 +213,8 @@ def _longest_first(lengths: npt.NDArray[np.int64], max_seq_len: int) -> list[tup
     return [(length, order[a:b]) for length, a, b in groups if length]
 
 
-def _by_first_document(row_of: npt.NDArray[np.int64]) -> Plan:
-    """Rows numbered by their first document, documents of a row in data order."""
+def number_rows(row_of: npt.NDArray[np.int64]) -> Plan:
+    """The plan of [N] int64 rows of documents: rows numbered by their first document, their documents in data order."""
     if not len(row_of):
         return Plan(np.empty(0, np.int64), np.zeros(1, np.int64))
     count = int(row_of.max()) + 1

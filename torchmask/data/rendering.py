@@ -5,16 +5,21 @@ tokenised once, as a whole, and the answer is found by character offsets: the pr
 tokens than it does in front of the answer.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from torchmask.data.eos import DEFAULT_EOS, EosPolicy
 from torchmask.data.formats import Conversation
-from torchmask.data.masks import append_eos, finish_chat
-from torchmask.errors import ConfigError
-from torchmask.messages import Message, Rendered, TokenKind
+from torchmask.data.masks import Decision, append_eos, decide, finish_chat
+from torchmask.data.policy import MaskPolicy
+from torchmask.data.serving import Writing, expanded, is_rewritten, serving_mismatch, writing
+from torchmask.data.span_masks import split_at_edges
+from torchmask.errors import ConfigError, DataError
+from torchmask.messages import Message, Piece, Rendered, TokenKind
 
 
 class Tokenizer(Protocol):
@@ -27,50 +32,222 @@ class Tokenizer(Protocol):
     def has_chat_format(self) -> bool:
         """Whether `render` works."""
 
-    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids of plain text and the characters each covers: ids, starts, ends, [n] int32 each."""
+    def encode_with_offsets(self, text: str, **options: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of plain text and the characters each covers: ids, starts, ends, [n] int32 each.
+
+        The option `goes_on` is given only for text that goes on after a cut.
+        """
 
     def render(
         self,
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        **options: Any,
     ) -> Rendered:
         """A conversation in the chat format."""
 
+    def id_to_piece(self, id: int) -> str:
+        """A token as its file spells it."""
 
-def render_conversation(tokenizer: Tokenizer, conversation: Conversation, *, chat: bool) -> Rendered:
-    """A conversation in the tokenizer's chat format, or as one raw text, with its EOS by the default policy.
+
+class Document(NamedTuple):
+    """A document and what is learned and seen of it."""
+
+    rendered: Rendered
+    decision: Decision
+
+
+def documents_of(tokenizer: Tokenizer, conversation: Conversation, policy: MaskPolicy, *, chat: bool) -> list[Document]:
+    """What a conversation is stored as: one document, or one for each trained turn of a template that needs it.
 
     Args:
         tokenizer: a tokenizer.
         conversation: the messages and tools.
-        chat: False = raw, for a conversation of one prompt and its answer.
+        policy: the rules.
+        chat: False = raw, the texts one after the other.
+
+    Raises:
+        DataError: the chat format cannot write these messages (D07), or cannot be trained on as it writes them (D14).
+    """
+    messages = conversation.messages
+    if not chat:
+        rendered = render_segments(tokenizer, messages, policy)
+        return [Document(rendered, decide(rendered, messages, policy))]
+    written = [writing(conversation, policy)]
+    unstable: DataError | None = None
+    try:
+        rendered_all = [_render(tokenizer, written[0], conversation, policy)]
+        if is_rewritten(tokenizer, rendered_all[0], written[0], conversation):
+            unstable = DataError("D14", "the chat template drops text of a trained turn once other turns follow it")
+    except DataError as error:
+        if error.id != "D14":
+            raise
+        unstable = error
+    if unstable is not None and policy.unstable_template == "error":
+        raise explained(unstable, tokenizer, conversation, policy) from unstable
+    if unstable is not None:
+        written = expanded(conversation, policy)
+        rendered_all = [_render(tokenizer, one, conversation, policy) for one in written]
+    return [
+        Document(rendered, decide(rendered, messages, policy, only=one.only))
+        for rendered, one in zip(rendered_all, written, strict=True)
+    ]
+
+
+def _render(tokenizer: Tokenizer, one: Writing, conversation: Conversation, policy: MaskPolicy) -> Rendered:
+    rendered = tokenizer.render(one.messages, conversation.tools, **one.options)
+    return finish_chat(rendered, one.messages, tokenizer.eos_id, policy.eos)
+
+
+def explained(error: DataError, tokenizer: Tokenizer, conversation: Conversation, policy: MaskPolicy) -> DataError:
+    """The error for a template that writes history anew, with the first token that differs and what to do."""
+    mismatch = serving_mismatch(tokenizer, conversation, policy)
+    if mismatch is None:
+        return error
+    fix = "set unstable_template to expand (one sample for each trained turn)"
+    return DataError(
+        "D14",
+        f"{error.message}; {mismatch.describe(tokenizer)}",
+        where=error.where,
+        fix=f"{fix}, or {error.fix}" if error.fix else fix,
+    )
+
+
+def render_conversation(
+    tokenizer: Tokenizer, conversation: Conversation, *, chat: bool, eos: EosPolicy = DEFAULT_EOS
+) -> Rendered:
+    """A conversation in the tokenizer's chat format, or as one raw text, with its EOS.
+
+    Args:
+        tokenizer: a tokenizer.
+        conversation: the messages and tools.
+        chat: False = raw, the texts one after the other: a prompt and its answer.
+        eos: whether EOS is written.
 
     Raises:
         DataError: the chat format cannot write these messages.
     """
     messages = conversation.messages
     if chat:
-        return finish_chat(tokenizer.render(messages, conversation.tools), messages, tokenizer.eos_id)
-    prompt, answer = messages
-    return render_raw(tokenizer, prompt.text, answer.text)
+        return finish_chat(tokenizer.render(messages, conversation.tools), messages, tokenizer.eos_id, eos)
+    return render_segments(tokenizer, messages, MaskPolicy(eos=eos))
+
+
+def render_segments(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    policy: MaskPolicy,
+    *,
+    add_bos: bool = True,
+    special: Mapping[str, int] | None = None,
+) -> Rendered:
+    """`BOS text text ... EOS` of messages written one after the other without a format, tokenised once.
+
+    A token that covers the edge of two of them belongs to the assistant's, where one is, and is counted as a straddler;
+    with `straddle: split` there is no such token.
+
+    Args:
+        tokenizer: a tokenizer.
+        messages: the texts; only the assistant's count as answers.
+        policy: says whether EOS is written and where texts are cut.
+        add_bos: whether BOS is written, where the tokenizer has one.
+        special: control tokens that are read as such in the texts, by their text; BOS and EOS that are there already
+            are not written again.
+
+    Raises:
+        ConfigError: EOS is asked of a tokenizer that has none, so nothing would teach the model to stop (C09).
+    """
+    pieces = [Piece(m.text, TokenKind.CONTENT, i, offset=0) for i, m in enumerate(messages) if m.text]
+    pieces = _cut_out(pieces, special) if special else pieces
+    if policy.straddle == "split":
+        pieces = [
+            piece._replace(apart=(i > 0 and piece.turn != pieces[i - 1].turn) or piece.apart)
+            for i, piece in enumerate(pieces)
+        ]
+        pieces = split_at_edges(pieces, messages, policy)
+    ids, starts, ends = _encode_runs(tokenizer, pieces, special or {})
+    turns, num_straddlers = _owners(pieces, starts, ends, messages)
+    has_bos = bool(pieces) and pieces[0].is_token and ids[0] == tokenizer.bos_id
+    has_eos = bool(pieces) and pieces[-1].is_token and ids[-1] == tokenizer.eos_id
+    kinds = np.full(len(ids), TokenKind.CONTENT, np.uint8)
+    if has_bos:
+        kinds[0], turns[0] = TokenKind.STRUCTURE, -1
+    if has_eos:
+        kinds[-1] = TokenKind.EOS
+    if add_bos and not has_bos and tokenizer.bos_id is not None:
+        ids, kinds, turns = np.insert(ids, 0, tokenizer.bos_id), np.insert(kinds, 0, 0), np.insert(turns, 0, -1)
+        starts, ends = np.insert(starts, 0, 0), np.insert(ends, 0, 0)
+    rendered = Rendered(ids, kinds, turns, num_straddlers, pieces=pieces, starts=starts, ends=ends)
+    if policy.eos.append == "never":
+        return rendered
+    return append_eos(rendered, _eos(tokenizer), turn=len(messages) - 1)
+
+
+def _cut_out(pieces: Sequence[Piece], special: Mapping[str, int]) -> list[Piece]:
+    """The pieces with control tokens in them as pieces of their own."""
+    pattern = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
+    result: list[Piece] = []
+    for piece in pieces:
+        at = piece.offset
+        for text in pattern.split(piece.text):
+            if text:
+                result.append(piece._replace(text=text, is_token=text in special, offset=at))
+            at += len(text)
+    return result
+
+
+def _owners(
+    pieces: Sequence[Piece],
+    starts: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int32],
+    messages: Sequence[Message],
+) -> tuple[npt.NDArray[np.int32], int]:
+    """[n] the message that each token belongs to, and how many cover two of them."""
+    if not pieces:
+        return np.zeros(len(starts), np.int32), 0
+    edges = np.cumsum([len(piece.text) for piece in pieces])
+    first = np.minimum(np.searchsorted(edges, starts, side="right"), len(pieces) - 1)
+    last = np.clip(np.searchsorted(edges, ends - 1, side="right"), first, len(pieces) - 1)
+    turns = np.array([piece.turn for piece in pieces], np.int32)
+    is_answer = np.array([messages[turn].role == "assistant" for turn in turns])
+    owners = turns[np.where(~is_answer[last] & is_answer[first], first, last)]
+    return owners, int(np.count_nonzero(turns[first] != turns[last]))
+
+
+def _encode_runs(
+    tokenizer: Tokenizer, pieces: Sequence[Piece], special: Mapping[str, int]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Ids of consecutive pieces and the characters each covers; control tokens and what is `apart` alone."""
+    runs: list[Piece] = []
+    for piece in pieces:
+        if runs and not piece.apart and not piece.is_token and not runs[-1].is_token:
+            runs[-1] = runs[-1]._replace(text=runs[-1].text + piece.text)
+        else:
+            runs.append(piece)
+    if (len(runs) == 1 and not runs[0].is_token) or not runs:
+        return tokenizer.encode_with_offsets("".join(run.text for run in runs))
+    columns, base = [], 0
+    for i, run in enumerate(runs):
+        if run.is_token:
+            ids, starts, ends = (np.array([v], np.int32) for v in (special[run.text], 0, len(run.text)))
+        elif i and not runs[i - 1].is_token:
+            ids, starts, ends = tokenizer.encode_with_offsets(run.text, goes_on=True)
+        else:
+            ids, starts, ends = tokenizer.encode_with_offsets(run.text)
+        columns.append((ids, starts + np.int32(base), ends + np.int32(base)))
+        base += len(run.text)
+    ids, starts, ends = map(np.concatenate, zip(*columns, strict=True))
+    return ids, starts, ends
 
 
 def render_raw(tokenizer: Tokenizer, prompt: str, completion: str) -> Rendered:
     """`BOS prompt completion EOS` in one tokenisation: the prompt is message 0, completion and EOS are message 1.
 
-    A token that covers the edge belongs to the completion and is counted as a straddler.
-
     Raises:
-        ConfigError: the tokenizer has no EOS, so nothing would teach the model to stop (C09).
+        ConfigError: as `render_segments`.
     """
-    ids, starts, ends = tokenizer.encode_with_offsets(prompt + completion)
-    edge = len(prompt)
-    in_completion = (ends > edge) | (starts >= edge)
-    turns = in_completion.astype(np.int32)
-    num_straddlers = int(((starts < edge) & (ends > edge)).sum())
-    return append_eos(_document(tokenizer, ids, turns, num_straddlers), _eos(tokenizer), turn=1)
+    return render_segments(tokenizer, [Message("user", prompt), Message("assistant", completion)], MaskPolicy())
 
 
 def render_text(tokenizer: Tokenizer, text: str, *, add_bos: bool = True, add_eos: bool = True) -> Rendered:
@@ -79,9 +256,8 @@ def render_text(tokenizer: Tokenizer, text: str, *, add_bos: bool = True, add_eo
     Raises:
         ConfigError: EOS is asked of a tokenizer that has none (C09).
     """
-    ids, _, _ = tokenizer.encode_with_offsets(text)
-    rendered = _document(tokenizer, ids, np.zeros(len(ids), np.int32), 0, add_bos=add_bos)
-    return append_eos(rendered, _eos(tokenizer), turn=0) if add_eos else rendered
+    policy = MaskPolicy(eos=DEFAULT_EOS if add_eos else EosPolicy(append="never"))
+    return render_segments(tokenizer, [Message("assistant", text)], policy, add_bos=add_bos)
 
 
 def render_prompt(tokenizer: Tokenizer, conversation: Conversation, *, chat: bool | None = None) -> list[int]:
@@ -96,21 +272,6 @@ def render_prompt(tokenizer: Tokenizer, conversation: Conversation, *, chat: boo
         return tokenizer.render(conversation.messages, conversation.tools, add_generation_prompt=True).tokens.tolist()
     (prompt,) = conversation.messages
     return render_text(tokenizer, prompt.text, add_eos=False).tokens.tolist()
-
-
-def _document(
-    tokenizer: Tokenizer,
-    ids: npt.NDArray[np.int32],
-    turns: npt.NDArray[np.int32],
-    num_straddlers: int,
-    *,
-    add_bos: bool = True,
-) -> Rendered:
-    """BOS, where the tokenizer has one, and content."""
-    kinds = np.full(len(ids), TokenKind.CONTENT, np.uint8)
-    if add_bos and tokenizer.bos_id is not None:
-        ids, kinds, turns = np.insert(ids, 0, tokenizer.bos_id), np.insert(kinds, 0, 0), np.insert(turns, 0, -1)
-    return Rendered(ids.astype(np.int32), kinds, turns.astype(np.int32), num_straddlers)
 
 
 def _eos(tokenizer: Tokenizer) -> int:

@@ -60,10 +60,12 @@ def build_report(
     Args:
         options: the packing options in use.
         lengths: [N] int64, tokens of every document, before anything was cut.
-        counts: `documents`, `fragments`, `rows`, `trained` and `slots`.
+        counts: `documents`, `fragments`, `rows`, `trained`, `slots`, `slots_saved` (by shared prefixes) and `virtual`
+            (stop tokens that are labels without a slot).
         dropped: tokens left out, by cause.
         dropped_documents: `{cause: {"count", "places"}}` of whole documents left out.
-        weights: `before`, `after` and `dropped` (by cause): sums of the targets' weights.
+        weights: `before`, `after` and `dropped` (by cause): sums of the targets' weights; `boundary` of those between
+            documents, which are in `after` only.
         eos: documents by what became of their stop: `trained_stops`, `masked_stops`, `without_stop`, `cut`.
         source: what the source says it read and skipped.
     """
@@ -74,7 +76,7 @@ def build_report(
         **options,
         "tokens_in": tokens_in,
         "trained": trained,
-        "masked": slots - trained,
+        "masked": slots + counts["slots_saved"] + counts["virtual"] - trained,
         "dropped": dict(dropped),
         "weights": dict(weights),
         "documents_in": len(lengths),
@@ -82,6 +84,9 @@ def build_report(
         "dropped_documents": {cause: dict(entry) for cause, entry in dropped_documents.items()},
         "fragments": counts["fragments"],
         "rows": counts["rows"],
+        "slots": slots,
+        "slots_saved": counts["slots_saved"],
+        "slots_without_sharing": slots + counts["slots_saved"],
         "fill": slots / capacity if capacity else 0.0,
         "eos": {"documents": counts["documents"], **eos},
         "straddlers": int(source.get("straddlers", 0)),
@@ -100,7 +105,7 @@ def _assert_balanced(report: Mapping[str, Any]) -> None:
     lost_documents = sum(entry["count"] for entry in report["dropped_documents"].values())
     assert report["documents_in"] == report["documents"] + lost_documents, report
     weights, eos = report["weights"], report["eos"]
-    after = weights["after"] + sum(weights["dropped"].values())
+    after = weights["after"] - weights.get("boundary", 0.0) + sum(weights["dropped"].values())
     assert abs(weights["before"] - after) <= 1e-6 * max(1.0, abs(weights["before"])), report
     assert eos["documents"] == eos["trained_stops"] + eos["masked_stops"] + eos["without_stop"] + eos["cut"], report
 
@@ -140,11 +145,13 @@ def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lengths, eos, weights = report["lengths"], report["eos"], report["weights"]
     marks = ", ".join(f"{key} {lengths[key]:,}" for key in ("min", "p50", "p95", "p99", "max"))
     details = [("packs", _packs(report)), ("lengths", marks), ("stop tokens", _stops(eos))]
+    if report["share_prefixes"]:
+        details.insert(1, ("shared prefixes", _sharing(report)))
     if weights["before"] != report["trained"] or weights["after"] != report["trained"]:
         lost = sum(weights["dropped"].values())
-        details.append(
-            ("target weight", f"{weights['before']:,.6g} = {weights['after']:,.6g} kept + {lost:,.6g} dropped")
-        )
+        kept = weights["after"] - weights.get("boundary", 0.0)
+        between = f", {weights['boundary']:,.6g} between documents" if "boundary" in weights else ""
+        details.append(("target weight", f"{weights['before']:,.6g} = {kept:,.6g} kept + {lost:,.6g} dropped{between}"))
     if report["straddlers"]:
         details.append(("straddlers", f"{report['straddlers']:,} tokens cover both template and text"))
     for cause, entry in report["source"].get("skipped", {}).items():
@@ -161,10 +168,23 @@ def _packs(report: Mapping[str, Any]) -> str:
     return f"{_count(report['documents'], 'document')}{cut} in {capacity}"
 
 
+def _sharing(report: Mapping[str, Any]) -> str:
+    saved, without = report["slots_saved"], report["slots_without_sharing"]
+    times = without / max(report["slots"], 1)
+    return f"{report['slots']:,} slots in place of {without:,}: {saved:,} saved, {times:.2f} times fewer"
+
+
 def _stops(eos: Mapping[str, int]) -> str:
     parts = [f"{eos['trained_stops']:,} of {_count(eos['documents'], 'document')} end in a trained stop token"]
-    named = {"masked_stops": "not trained", "cut": "cut off", "without_stop": "have none"}
-    parts += [f"{eos[key]:,} {words}" for key, words in named.items() if eos[key]]
+    named = {
+        "masked_stops": "not trained",
+        "cut": "cut off",
+        "without_stop": "have none",
+        "terminated": "end in a stop token put in place of a cut-off token",
+        "virtual": "take no slot",
+        "boundaries": "predict the next document's first token",
+    }
+    parts += [f"{eos[key]:,} {words}" for key, words in named.items() if eos.get(key)]
     return ", ".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 A `Sample` is what a tokenizer and the mask policy make of a row: whole, unshifted, and target-aligned, which means
 that `mask[i]` and `weights[i]` speak about token i *as a target*. A million of them are kept as a few flat arrays
-(`Samples`) and not as a million objects: 5 bytes a token, a slice is a view, and the same arrays can later lie in a
+(`Samples`) and not as a million objects: 6 bytes a token, a slice is a view, and the same arrays can lie in a
 memory-mapped file. The price is that a store is written once, through `SamplesBuilder`, and not changed afterwards.
 
 Legend: n tokens of one sample, N samples, S tokens of all samples.
@@ -18,12 +18,21 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from torchmask.data.columns import (
+    BROUGHT,
+    MAX_PLACES,
+    MAX_RULES,
+    Column,
+    add_reports,
+    checked,
+    checked_rules,
+    merge_palettes,
+    new_span_counts,
+    numbers_as_names,
+    one_policy,
+)
+from torchmask.data.eos import DEFAULT_EOS, EosPolicy
 from torchmask.messages import MaskFlag
-
-MAX_PLACES = 10
-"""How many places (`file:row`) are kept for one cause in a report; the count is always whole."""
-
-_ALL_FLAGS = int(MaskFlag.LOSS | MaskFlag.ATTENTION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +43,7 @@ class Sample:
         tokens: [n] int32 token ids; lists and other integer arrays are converted.
         mask: [n] uint8 of `MaskFlag`; a list of bool (True = masked, torchtune's) is a valid mask.
         weights: [n] float32, scales the loss of token i as a target; None = 1 everywhere. A weight of 0 masks.
+        rules: [n] uint8, which rule decided the token: an index into the store's `Samples.rule_names`; None = unknown.
 
     Raises:
         ValueError: not one-dimensional, lengths that differ, ids that are no int32 >= 0, unknown flags, a weight that
@@ -47,12 +57,14 @@ class Sample:
     tokens: npt.NDArray[np.int32]
     mask: npt.NDArray[np.uint8]
     weights: npt.NDArray[np.float32] | None = None
+    rules: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
-        tokens, mask, weights = _checked(self.tokens, self.mask, self.weights)
+        tokens, mask, weights = checked(self.tokens, self.mask, self.weights)
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "rules", None if self.rules is None else checked_rules(self.rules, len(tokens)))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,50 +75,13 @@ class Sample:
         return (self.mask & MaskFlag.LOSS) == 0
 
 
-def _checked(
-    tokens: npt.ArrayLike, mask: npt.ArrayLike, weights: npt.ArrayLike | None
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]:
-    """The three columns in their own dtypes, of one length; a weight of 0 sets the LOSS flag."""
-    t, m = _integers("tokens", tokens), _integers("mask", mask)
-    if len(t) != len(m):
-        raise ValueError(f"tokens and mask must have one length, got {len(t)} tokens and {len(m)} flags")
-    if len(t) and (t.min() < 0 or t.max() > np.iinfo(np.int32).max):
-        bad = int(t.min()) if t.min() < 0 else int(t.max())
-        raise ValueError(f"token ids are integers from 0 to 2**31 - 1, found {bad}")
-    if len(m) and (m.min() < 0 or m.max() > _ALL_FLAGS):
-        bad = int(m.min()) if m.min() < 0 else int(m.max())
-        raise ValueError(f"mask holds MaskFlag values (0 to {_ALL_FLAGS}) or bools (True = masked), found {bad}")
-    t, m = t.astype(np.int32, copy=False), m.astype(np.uint8, copy=False)
-    if weights is None:
-        return t, m, None
-    w = np.asarray(weights, dtype=np.float32)
-    if w.shape != t.shape:
-        raise ValueError(f"tokens and weights must have one length, got {len(t)} tokens and weights of shape {w.shape}")
-    if not np.isfinite(w).all():
-        raise ValueError(f"weights must be finite, found {w[~np.isfinite(w)][0]}")
-    zero = w == 0
-    if zero.any():
-        m = np.where(zero, m | np.uint8(MaskFlag.LOSS), m)
-    return t, m, w
-
-
-def _integers(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be one-dimensional, got shape {array.shape}")
-    if array.size == 0:
-        return array.astype(np.int32)
-    if array.dtype.kind not in "iub":
-        raise ValueError(f"{name} must be integers, got {array.dtype}")
-    return array
-
-
-def _view(tokens: Any, mask: Any, weights: Any) -> Sample:
+def _view(tokens: Any, mask: Any, weights: Any, rules: Any) -> Sample:
     """A Sample over columns that were checked when they were stored."""
     sample = object.__new__(Sample)
     object.__setattr__(sample, "tokens", tokens)
     object.__setattr__(sample, "mask", mask)
     object.__setattr__(sample, "weights", weights)
+    object.__setattr__(sample, "rules", rules)
     return sample
 
 
@@ -126,6 +101,10 @@ class Samples(Sequence[Sample]):
         source_ids: [N] int32, index into `sources`.
         sources: names of the files the rows came from.
         report: what was read and skipped, see `SamplesBuilder.finish`. Slices share it.
+        rules: [S] uint8, which rule decided each token: an index into `rule_names`; None where nobody said.
+        rule_names: the rules by name.
+        eos: the policy for stop tokens that the rows were made with.
+        home: the folder of the cache that the columns are mapped from; None = they are in memory.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -137,11 +116,16 @@ class Samples(Sequence[Sample]):
     source_ids: npt.NDArray[np.int32]
     sources: tuple[str, ...] = ("",)
     report: dict[str, Any] = field(default_factory=dict)
+    rules: npt.NDArray[np.uint8] | None = None
+    rule_names: tuple[str, ...] = ()
+    eos: EosPolicy = DEFAULT_EOS
+    home: Path | None = None
 
     def __post_init__(self) -> None:
         n, total = len(self.offsets) - 1, len(self.tokens)
         assert n >= 0 and self.offsets[0] == 0 and self.offsets[-1] == total
         assert len(self.mask) == total and (self.weights is None or len(self.weights) == total)
+        assert self.rules is None or len(self.rules) == total
         assert len(self.stops) == len(self.source_rows) == len(self.source_ids) == n
 
     @classmethod
@@ -154,7 +138,9 @@ class Samples(Sequence[Sample]):
         rows = (samples[i] for i in range(len(samples))) if sized else samples  # type: ignore[arg-type,index]
         builder = SamplesBuilder()
         for sample in rows:
-            builder.append(sample.tokens, sample.mask, sample.weights)
+            # Bare samples have no palette; their rules keep the numbers they have.
+            names = None if sample.rules is None else numbers_as_names(sample.rules)
+            builder.append(sample.tokens, sample.mask, sample.weights, rules=sample.rules, rule_names=names)
         return builder.finish()
 
     @classmethod
@@ -166,6 +152,7 @@ class Samples(Sequence[Sample]):
         if any(p.weights is not None for p in parts):
             ones = [np.ones(len(p.tokens), np.float32) if p.weights is None else p.weights for p in parts]
             weights = np.concatenate(ones)
+        rules, rule_names = merge_palettes([(p.rules, p.rule_names, len(p.tokens)) for p in parts])
         lengths = np.concatenate([p.lengths for p in parts])
         first_source = np.cumsum([0] + [len(p.sources) for p in parts])
         return cls(
@@ -177,7 +164,10 @@ class Samples(Sequence[Sample]):
             source_rows=np.concatenate([p.source_rows for p in parts]),
             source_ids=np.concatenate([p.source_ids + s for p, s in zip(parts, first_source)]).astype(np.int32),
             sources=tuple(name for p in parts for name in p.sources),
-            report=_add_reports([p.report for p in parts]),
+            report=add_reports([p.report for p in parts]),
+            rules=rules,
+            rule_names=rule_names,
+            eos=one_policy([p.eos for p in parts]),
         )
 
     def __len__(self) -> int:
@@ -193,7 +183,8 @@ class Samples(Sequence[Sample]):
             return self._range(start, max(stop, start)) if step == 1 else self.select(range(start, stop, step))
         i = range(len(self))[index]  # one rule for negative and out-of-range indexes
         cut = slice(self.offsets[i], self.offsets[i + 1])
-        return _view(self.tokens[cut], self.mask[cut], None if self.weights is None else self.weights[cut])
+        weights = None if self.weights is None else self.weights[cut]
+        return _view(self.tokens[cut], self.mask[cut], weights, None if self.rules is None else self.rules[cut])
 
     def __repr__(self) -> str:
         return f"Samples({len(self)} documents, {len(self.tokens)} tokens, from {', '.join(self.sources[:3]) or '?'})"
@@ -210,6 +201,9 @@ class Samples(Sequence[Sample]):
             source_ids=self.source_ids[start:stop],
             sources=self.sources,
             report=self.report,
+            rules=None if self.rules is None else self.rules[cut],
+            rule_names=self.rule_names,
+            eos=self.eos,
         )
 
     def select(self, indices: "npt.ArrayLike | range") -> "Samples":
@@ -228,15 +222,27 @@ class Samples(Sequence[Sample]):
             source_ids=self.source_ids[chosen],
             sources=self.sources,
             report=self.report,
+            rules=None if self.rules is None else self.rules[at],
+            rule_names=self.rule_names,
+            eos=self.eos,
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ when any token, flag, weight or document boundary does."""
+        """16 hexadecimal digits that differ when any token, flag, weight, rule, boundary or the EOS policy does."""
         digest = hashlib.sha256()
         for column in (self.offsets, self.tokens, self.mask, self.weights):
             digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
+        if self.rules is not None:
+            digest.update(np.ascontiguousarray(self.rules).tobytes() + "\0".join(self.rule_names).encode())
+        if self.eos != DEFAULT_EOS:
+            digest.update(repr(self.eos).encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def largest_token(self) -> int:
+        """The largest id; -1 where there is none."""
+        return int(self.tokens.max(initial=-1))
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -272,17 +278,22 @@ class SamplesBuilder:
     (1, 'train.jsonl:1', 2)
     """
 
-    def __init__(self) -> None:
-        self._tokens = _Column(np.int32)
-        self._mask = _Column(np.uint8)
-        self._weights: _Column | None = None
-        self._lengths = _Column(np.int64)
-        self._stops = _Column(np.int32)
-        self._rows = _Column(np.int64)
-        self._source_ids = _Column(np.int32)
+    def __init__(self, *, eos: EosPolicy | None = None) -> None:
+        self._eos = eos or DEFAULT_EOS
+        self._tokens = Column(np.int32)
+        self._mask = Column(np.uint8)
+        self._weights: Column | None = None
+        self._rules: Column | None = None
+        self._palette: dict[str, int] = {}
+        self._lookup: tuple[Sequence[str], npt.NDArray[np.uint8]] = ((), np.zeros(0, np.uint8))
+        self._lengths = Column(np.int64)
+        self._stops = Column(np.int32)
+        self._rows = Column(np.int64)
+        self._source_ids = Column(np.int32)
         self._sources: dict[str, int] = {}
         self._skipped: dict[str, dict[str, Any]] = {}
         self._num_straddlers = 0
+        self._spans: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return self._lengths.size
@@ -297,6 +308,8 @@ class SamplesBuilder:
         row: int = 0,
         stop: int | None = None,
         num_straddlers: int = 0,
+        rules: npt.ArrayLike | None = None,
+        rule_names: Sequence[str] | None = None,
     ) -> None:
         """Adds one sample.
 
@@ -306,17 +319,28 @@ class SamplesBuilder:
             row: row or line number in it, counted from 1; 0 = unknown.
             stop: place of the token that ends the document (EOS or the last end of turn); None = the last token,
                 -1 = the document has none.
-            num_straddlers: tokens of it that cover both structure and content (`Rendered.num_straddlers`).
+            num_straddlers: tokens of it that cover both structure and content, or a span's edge.
+            rules: [n] indexes into `rule_names`: what decided each token.
+            rule_names: this sample's palette; stored samples share one, merged from those of all.
 
         Raises:
-            ValueError: as `Sample`.
+            ValueError: as `Sample`; more than 256 different names of rules.
         """
-        t, m, w = _checked(tokens, mask, weights)
+        t, m, w = checked(tokens, mask, weights)
         if w is not None and self._weights is None:
-            self._weights = _Column(np.float32)
+            self._weights = Column(np.float32)
             self._weights.extend(np.ones(self._tokens.size, np.float32))
         if self._weights is not None:
             self._weights.extend(np.ones(len(t), np.float32) if w is None else w)
+        if rules is not None and self._rules is None:
+            self._rules = Column(np.uint8)
+            self._rules.extend(np.full(self._tokens.size, self._rule(BROUGHT) if self._tokens.size else 0, np.uint8))
+        if self._rules is not None:
+            self._rules.extend(
+                np.full(len(t), self._rule(BROUGHT), np.uint8)
+                if rules is None
+                else self._translate(checked_rules(rules, len(t)), rule_names or ())
+            )
         self._tokens.extend(t)
         self._mask.extend(m)
         self._lengths.push(len(t))
@@ -324,6 +348,66 @@ class SamplesBuilder:
         self._rows.push(row)
         self._source_ids.push(self._sources.setdefault(source, len(self._sources)))
         self._num_straddlers += num_straddlers
+
+    def extend(self, samples: Samples) -> None:
+        """Adds all of a store, and what its report says was skipped."""
+        if samples.weights is not None and self._weights is None:
+            self._weights = Column(np.float32)
+            self._weights.extend(np.ones(self._tokens.size, np.float32))
+        if self._weights is not None:
+            size = len(samples.tokens)
+            self._weights.extend(np.ones(size, np.float32) if samples.weights is None else samples.weights)
+        if samples.rules is not None and self._rules is None:
+            self._rules = Column(np.uint8)
+            self._rules.extend(np.full(self._tokens.size, self._rule(BROUGHT) if self._tokens.size else 0, np.uint8))
+        if self._rules is not None and len(samples.tokens):
+            self._rules.extend(
+                np.full(len(samples.tokens), self._rule(BROUGHT), np.uint8)
+                if samples.rules is None
+                else self._translate(samples.rules, samples.rule_names)
+            )
+        self._tokens.extend(samples.tokens)
+        self._mask.extend(samples.mask)
+        self._lengths.extend(samples.lengths)
+        self._stops.extend(samples.stops)
+        self._rows.extend(samples.source_rows)
+        if len(samples):
+            numbers = [self._sources.setdefault(name, len(self._sources)) for name in samples.sources]
+            self._source_ids.extend(np.array(numbers, np.int32)[samples.source_ids])
+        sums = add_reports([{"skipped": self._skipped, "spans": self._spans}, samples.report])
+        self._skipped, self._spans = sums["skipped"], sums.get("spans", {})
+        self._num_straddlers += sums["straddlers"]
+
+    def _rule(self, name: str) -> int:
+        index = self._palette.setdefault(name, len(self._palette))
+        if index >= MAX_RULES:
+            raise ValueError(f"more than {MAX_RULES} rules have names, the last is {name!r}")
+        return index
+
+    def _translate(self, rules: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Rules by their numbers in this store; nearly all samples come with the same palette, so it is kept."""
+        if self._lookup[0] is not names and self._lookup[0] != names:
+            self._lookup = (names, np.array([self._rule(name) for name in names], np.uint8))
+        if len(rules) and rules.max() >= len(names):
+            raise ValueError(f"rule {rules.max()} has no name among {len(names)} rule_names")
+        return self._lookup[1][rules]
+
+    def count_span(self, name: str, *, places: int, tokens: int, where: str) -> None:
+        """Counts what one span rule found in one row.
+
+        Args:
+            name: the rule.
+            places: how often it matched; 0 is reported with `where`.
+            tokens: how many tokens it decided; matched places without any are reported too.
+            where: `file:row`.
+        """
+        entry = self._spans.setdefault(name, new_span_counts())
+        cause = "rows_unmatched" if not places else "rows_no_token" if not tokens else "rows_matched"
+        entry[cause] += 1
+        entry["rows_many"] += places > 1
+        entry["tokens"] += tokens
+        if cause != "rows_matched" and len(entry["places"]) < MAX_PLACES:
+            entry["places"].append(where)
 
     def skip(self, cause: str, where: str) -> None:
         """Counts a row that gave no sample; the first places of each cause are kept for the report."""
@@ -335,7 +419,9 @@ class SamplesBuilder:
     def finish(self) -> Samples:
         """The samples; the builder must not be used afterwards.
 
-        `report` is `{"rows_read", "samples", "skipped": {cause: {"count", "places"}}, "straddlers"}`.
+        `report` is `{"rows_read", "samples", "skipped": {cause: {"count", "places"}}, "straddlers", "spans"}`, with
+        `spans` = `{rule: {"rows_matched", "rows_unmatched", "rows_no_token", "rows_many", "tokens", "places"}}` where
+        there are span rules; `places` are the first rows in which a rule matched nothing or no token.
         """
         count = len(self)
         offsets = np.zeros(count + 1, np.int64)
@@ -355,43 +441,9 @@ class SamplesBuilder:
                 "samples": count,
                 "skipped": self._skipped,
                 "straddlers": self._num_straddlers,
+                **({"spans": self._spans} if self._spans else {}),
             },
+            rules=None if self._rules is None else self._rules.finish(),
+            rule_names=tuple(self._palette),
+            eos=self._eos,
         )
-
-
-class _Column:
-    """A one-dimensional array that grows in place (realloc, so that growing does not need the memory twice)."""
-
-    def __init__(self, dtype: npt.DTypeLike) -> None:
-        self._data = np.empty(1024, dtype)
-        self.size = 0
-
-    def _reserve(self, extra: int) -> None:
-        needed = self.size + extra
-        if needed > len(self._data):
-            self._data.resize(max(needed, len(self._data) * 3 // 2), refcheck=False)  # nobody else holds it
-
-    def extend(self, values: npt.NDArray[Any]) -> None:
-        self._reserve(len(values))
-        self._data[self.size : self.size + len(values)] = values
-        self.size += len(values)
-
-    def push(self, value: int) -> None:
-        self._reserve(1)
-        self._data[self.size] = value
-        self.size += 1
-
-    def finish(self) -> npt.NDArray[Any]:
-        self._data.resize(self.size, refcheck=False)
-        return self._data
-
-
-def _add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    skipped: dict[str, dict[str, Any]] = {}
-    for report in reports:
-        for cause, entry in report.get("skipped", {}).items():
-            total = skipped.setdefault(cause, {"count": 0, "places": []})
-            total["count"] += entry["count"]
-            total["places"] = (total["places"] + entry["places"])[:MAX_PLACES]
-    counts = {key: sum(r.get(key, 0) for r in reports) for key in ("rows_read", "samples", "straddlers")}
-    return {**counts, "skipped": skipped}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from torchmask.data.edges import make_stops_virtual
 from torchmask.data.fragments import Bools, Fragments, Integers, Targets
 from torchmask.data.plan import cut_stream
 from torchmask.data.report import length_table
@@ -31,15 +32,19 @@ class Selection:
 
     Attributes:
         fragments: F of them, in data order.
+        uncut: the same before the stream of strategy `split` was cut at row ends; otherwise `fragments`.
         causes: [N] uint8, index into `CAUSES`; 0 = the document is in the fragments.
         trimmed: [N] int64, tokens after the last target that were left out of a document that was kept.
         cut: [N] bool, the document's stop token was cut off.
+        virtual: [N] bool, the document's stop token is a label and takes no slot.
     """
 
     fragments: Fragments
+    uncut: Fragments
     causes: npt.NDArray[np.uint8]
     trimmed: Integers
     cut: Bools
+    virtual: Bools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,8 @@ class CutPolicy:
     trim_tail: bool
     max_truncated_away: float
     stream: bool  # strategy `split`: documents are cut at row ends, so none is too long
+    virtual_stops: bool = False  # of the EOS policy, `append: virtual`
+    on_truncate: str = "keep"  # of the EOS policy
 
 
 def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, policy: CutPolicy) -> Selection:
@@ -65,6 +72,7 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
     causes = np.zeros(count, np.uint8)
     trimmed = np.zeros(count, np.int64)
     cut = np.zeros(count, np.bool_)
+    virtual = np.zeros(count, np.bool_)
     everything = Fragments.whole(samples.lengths)
     had_targets = targets.count(everything) > 0
     _require_samples(samples, had_targets, policy)
@@ -75,10 +83,12 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
             raise _no_targets_error(samples, np.flatnonzero(~had_targets))
     fragments = everything.select(causes == 0)
 
+    if policy.virtual_stops:
+        fragments, virtual = make_stops_virtual(samples, fragments, targets, trimmed)
     if policy.trim_tail:
         fragments = _trim(fragments, targets, trimmed)
     long = fragments.lengths > max_seq_len
-    over_length = "split" if policy.stream and policy.over_length == "error" else policy.over_length
+    over_length = _over_length(policy)
     if over_length == "error" and long.any():
         raise _too_long_error(samples, fragments, max_seq_len)
     if over_length == "drop":
@@ -89,6 +99,8 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
         fragments = _truncate(fragments, long, max_seq_len, policy.truncate_side)
         cut[before.samples] = samples.stops[before.samples] >= fragments.stops  # a trimmed stop is no cut one
         cut[before.samples] &= fragments.stops < before.stops
+        if policy.on_truncate == "terminate":
+            fragments = replace(fragments, terminated=cut[fragments.samples])
         lost = (targets.count(fragments) == 0) & had_targets[fragments.samples]
         _check_truncated_away(before, targets, had_targets, lost, max_seq_len, policy)
         if policy.no_targets != "keep":
@@ -98,11 +110,25 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
             fragments = _trim(fragments, targets, trimmed)
     if not len(fragments):
         raise _nothing_left_error(samples, causes, max_seq_len)
+    uncut = fragments
     if policy.stream or over_length == "split":
         fragments = _split(fragments, max_seq_len, stream=policy.stream)
         if policy.trim_tail:
             fragments = _trim(fragments, targets, trimmed)
-    return Selection(fragments, causes, trimmed, cut & (causes == 0))
+    uncut = uncut if policy.stream else fragments
+    labels = np.zeros(count, np.bool_)  # whose virtual stop is a label still; other ones were trimmed or cut off
+    labels[fragments.samples[fragments.continues & (fragments.stops == samples.stops[fragments.samples])]] = True
+    trimmed += virtual & ~labels & ~cut
+    kept = causes == 0
+    return Selection(fragments, uncut, causes, trimmed, cut & kept, virtual & labels & kept)
+
+
+def _over_length(policy: CutPolicy) -> str:
+    """What becomes of documents that are too long, with the EOS policy's word about truncation."""
+    if policy.stream and policy.over_length == "error":
+        return "split"
+    cuts_stops = policy.over_length == "truncate" and policy.truncate_side == "right"
+    return "drop" if cuts_stops and policy.on_truncate == "drop" else policy.over_length
 
 
 def _trim(fragments: Fragments, targets: Targets, trimmed: Integers) -> Fragments:
@@ -115,7 +141,9 @@ def _trim(fragments: Fragments, targets: Targets, trimmed: Integers) -> Fragment
     last = targets.last(fragments.select(has_target))
     stops[has_target] = np.minimum(stops[has_target], last + 1)
     continues[has_target] &= last >= fragments.stops[has_target]
-    shorter = replace(fragments, stops=stops, continues=continues)
+    shorter = replace(
+        fragments, stops=stops, continues=continues, terminated=fragments.terminated & (stops == fragments.stops)
+    )
     document_has_target = np.zeros(len(trimmed), bool)
     document_has_target[fragments.samples[has_target]] = True
     keep = has_target | ~document_has_target[fragments.samples]
@@ -125,7 +153,8 @@ def _trim(fragments: Fragments, targets: Targets, trimmed: Integers) -> Fragment
 
 def _truncate(fragments: Fragments, long: Bools, max_seq_len: int, side: str) -> Fragments:
     if side == "right":
-        return replace(fragments, stops=np.where(long, fragments.starts + max_seq_len, fragments.stops))
+        stops = np.where(long, fragments.starts + max_seq_len, fragments.stops)
+        return replace(fragments, stops=stops, continues=fragments.continues & ~long)
     return replace(
         fragments, starts=np.where(long, fragments.stops - max_seq_len, fragments.starts), keeps_first=long.copy()
     )

@@ -8,12 +8,14 @@ something of the form `name` or `owner/name` is. Local files obey the same `spli
 import difflib
 import glob
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torchmask.data.hub import DataFiles, hub_rows, is_saved_dataset, saved_dataset_rows
 from torchmask.data.readers import KINDS, SampleBy, read_file
-from torchmask.data.rows import Row
+from torchmask.data.rows import Row, show_value
 from torchmask.data.splits import SplitPart, parse_split, sliced
 from torchmask.errors import ConfigError, DataError
 
@@ -27,7 +29,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_source(
-    source: str,
+    source: str | Iterable[Any],
     *,
     data_files: DataFiles | None = None,
     split: str | None = None,
@@ -43,8 +45,8 @@ def open_source(
     Args:
         source: a file, a folder (searched with its subfolders, in sorted order), a glob, a folder written by
             `save_to_disk`, a Hub name such as `tatsu-lab/alpaca`, or a kind (`json`, `csv`, `parquet`, `text`) whose
-            files are named by `data_files`. Kinds of files: .json (a list, an object with the list under `field`, or
-            lines), .jsonl, .csv, .tsv, .parquet, .txt.
+            files are named by `data_files`; or any iterable of rows (mappings). Kinds of files: .json (a list, an
+            object with the list under `field`, or lines), .jsonl, .csv, .tsv, .parquet, .txt.
         data_files: one or more files, folders or globs, or a mapping of split names to them.
         split: the split's name, with a slice if wanted: `train[:100]`, `train[10%:20%]`, `train[:5]+train[-5:]`. Of a
             folder whose files are named after splits, only those of this split are read; None reads all. A file is
@@ -69,22 +71,56 @@ def open_source(
     if sample_by not in ("line", "document"):
         raise ConfigError("C09", f"sample_by is {sample_by!r}", fix="choose line or document")
     parts = parse_split(split)
+    if not isinstance(source, str):
+        return sliced(partial(_given_rows, source, expand), parts, [])
+    files = find_files(source, data_files=data_files, split=split)
+    if files is None:
+        return hub_rows(source, name=name, revision=revision, data_files=data_files, split=split, streaming=streaming)
+    if is_saved_dataset(Path(source).expanduser()):
+        return saved_dataset_rows(Path(source).expanduser(), source, split)
+    kinds = [_kind(path, source if _is_kind(source) else None) for path in files]
+    return _read_files(files, kinds, parts, expand, field=field, sample_by=sample_by)
+
+
+def find_files(source: str, *, data_files: DataFiles | None = None, split: str | None = None) -> list[Path] | None:
+    """The local files that `open_source` reads, in order; None where the source is a name on the Hub.
+
+    Raises:
+        DataError, ConfigError: as `open_source`.
+    """
+    parts = parse_split(split)
     folder = Path(source).expanduser()
-    is_kind = source in _KINDS and not folder.exists()
-    if is_kind and data_files is None:
+    if _is_kind(source) and data_files is None:
         raise ConfigError("C05", f"source {source!r} needs data_files", fix="name the files: data_files: x.jsonl")
     if folder.is_file() and data_files is not None:
         raise ConfigError("C09", f"source is the file {source}, and data_files is set too", fix="leave one of them out")
-    if not is_kind and is_saved_dataset(folder):
-        return saved_dataset_rows(folder, source, split)
-    if is_kind or folder.exists() or data_files is None:
+    if not _is_kind(source) and is_saved_dataset(folder):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    if _is_kind(source) or folder.exists() or data_files is None:
         base = folder if folder.is_dir() and data_files is not None else Path()
         wanted = source if data_files is None else data_files
-        files = _local_files(wanted, parts[0].name if parts else None, base, hub_is_meant=data_files is None)
-        if files is not None:
-            kinds = [_kind(path, source if is_kind else None) for path in files]
-            return _read_files(files, kinds, parts, expand, field=field, sample_by=sample_by)
-    return hub_rows(source, name=name, revision=revision, data_files=data_files, split=split, streaming=streaming)
+        return _local_files(wanted, parts[0].name if parts else None, base, hub_is_meant=data_files is None)
+    return None
+
+
+def _is_kind(source: str) -> bool:
+    return source in _KINDS and not Path(source).expanduser().exists()
+
+
+def _given_rows(rows: Iterable[Any], expand: Callable[[Iterator[Row]], Iterator[Row]] | None) -> Iterator[Row]:
+    """Rows that are in memory already, or come from somebody else's iterator."""
+
+    def numbered() -> Iterator[Row]:
+        for number, values in enumerate(rows, 1):
+            if isinstance(values, Row):
+                yield values
+            elif isinstance(values, Mapping):
+                yield Row("", number, dict(values))
+            else:
+                message = f"a row must be a mapping of columns, found {show_value(values)}"
+                raise DataError("D01", message, where=f"row {number}", fix="hand out dicts")
+
+    return numbered() if expand is None else expand(numbered())
 
 
 def _local_files(where: DataFiles, split: str | None, base: Path, *, hub_is_meant: bool) -> list[Path] | None:

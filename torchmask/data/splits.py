@@ -58,7 +58,8 @@ def parse_split(split: str | None) -> list[SplitPart]:
 
 def sliced(rows: Callable[[], Iterator[Row]], parts: list[SplitPart], files: list[Path]) -> Iterator[Row]:
     """The slices of all rows, one after the other; negative and percent bounds cost one more pass, which counts."""
-    where = str(files[0].absolute()) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    where = str(files[0].absolute()) if files else "the rows that were given"
+    where += f" and {len(files) - 1} more" if len(files) > 1 else ""
     total = sum(1 for _ in rows()) if any(part.needs_total for part in parts) else 0
     seen = handed_out = 0
     for part in parts or [SplitPart("train")]:
@@ -70,6 +71,6 @@ def sliced(rows: Callable[[], Iterator[Row]], parts: list[SplitPart], files: lis
     if handed_out == 0:
         if seen or total:
             raise DataError("D05", "the slice of the split holds no row", where=where, fix="widen the slice")
-        if any(path.stat().st_size for path in files):
+        if not files or any(path.stat().st_size for path in files):
             raise DataError("D05", "there are zero rows in it", where=where, fix="name a source with rows")
         raise DataError("D05", "the file is empty (0 bytes)", where=where, fix="fetch or write it again")

@@ -142,6 +142,7 @@ def evaluate_squad(
     questions: Iterable[Mapping[str, Any]],
     generate: Callable[[Sequence[Mapping[str, Any]]], Sequence[str]],
     *,
+    batch_size: int | None = None,
     parse: Callable[[str], Parsed] = parse_answer,
 ) -> SquadEvaluation:
     """Asks every question and scores the answers; a malformed text that is empty scores 0 on every question.
@@ -150,6 +151,7 @@ def evaluate_squad(
         questions: rows with `id`, `context`, `question` and `answers`, a list of texts or SQuAD's
             `{"text": [...], "answer_start": [...]}`.
         generate: gives the generated text for each row; the caller knows the prompt, the tokenizer and the model.
+        batch_size: rows that `generate` gets at a time; None = all.
         parse: takes the answer out of the text; `lambda text: Parsed(text.strip())` for plain-text answers.
 
     Raises:
@@ -165,7 +167,8 @@ def evaluate_squad(
             raise DataError("D04", f"id {row['id']!r} is there twice", where=f"question {number}")
         answers = row["answers"]
         gold[row["id"]] = list(answers["text"] if isinstance(answers, Mapping) else answers)
-    texts = generate(rows)
+    size = batch_size or max(len(rows), 1)
+    texts = [text for first in range(0, len(rows), size) for text in generate(rows[first : first + size])]
     assert len(texts) == len(rows), f"{len(texts)} answers for {len(rows)} questions"
     parsed = {row["id"]: parse(text) for row, text in zip(rows, texts)}
     # Writing nothing at all is no abstention, though the official script would take it for one.

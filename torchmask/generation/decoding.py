@@ -87,7 +87,7 @@ def generate(
     cache = model.new_cache(len(prompts), tokens.shape[1] + num_steps - 1)  # the last token is not read again
     with _evaluating(model):
         for step in range(num_steps):
-            hidden = model(tokens, positions, visible_until, cache)
+            hidden = model(tokens, positions, visible_until, cache=cache)
             logits = model.lm_head(hidden[:, -1])  # [B, V]
             if step == 0 and logits.isnan().any():
                 raise DivergedError("R01", "the model's logits are not numbers", fix="check the checkpoint's weights")

@@ -3,14 +3,17 @@
 Legend: B rows, T slots of queries, S slots of keys, D embed_dim, H heads, K kv heads, C head_dim.
 """
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from torchmask.modules.attention_mask import AttentionMask, Segment, SegmentKind, may_attend
+from torchmask.modules.attention_flex import attend_flex
+from torchmask.modules.attention_kernels import ScoreRule, attend_parts
+from torchmask.modules.attention_mask import AttentionMask
+from torchmask.modules.attention_varlen import attend_varlen
 from torchmask.modules.rope import apply_rope
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, spec: "DecoderSpec") -> None:
         super().__init__()
-        self.head_dim = spec.head_dim
+        self.head_dim, self.num_heads = spec.head_dim, spec.num_heads
+        self.scale, self.softcap, self.alibi = spec.attn_scale, spec.attn_softcap, spec.alibi
         query_dim, kv_dim = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = nn.Linear(spec.embed_dim, query_dim, bias=spec.attention_bias)
         self.k_proj = nn.Linear(spec.embed_dim, kv_dim, bias=spec.attention_bias)
@@ -33,8 +37,8 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
         mask: AttentionMask,
         cache: "LayerCache | None" = None,
     ) -> Tensor:
@@ -42,77 +46,111 @@ class SelfAttention(nn.Module):
 
         Args:
             x: [B, T, D].
-            cos, sin: [B, 1, T, C] of `rope_cos_sin`.
-            mask: of this forward pass.
+            cos, sin: [B, 1, T, C] of `rope_cos_sin`; None = nothing is rotated.
+            mask: of this forward pass and kind of layer.
             cache: keys and values of earlier slots; this call's are appended.
 
         Returns:
             [B, T, D].
         """
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if cos is not None and sin is not None:
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        slopes = alibi_slopes(self.num_heads, q.device) if self.alibi else None
+        out = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, alibi_slopes=slopes)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, C]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """softmax(q k^T / sqrt(C)) v under `mask`.
+def alibi_slopes(num_heads: int, device: torch.device | str = "cpu") -> Tensor:
+    """[H] fp32: a geometric series from 2^(-8 / H), interleaved with the next one where H is no power of two.
+
+    Reference: Press et al. 2022, arXiv 2108.12409, section 3, and its `get_slopes`.
+
+    >>> alibi_slopes(4).tolist(), alibi_slopes(3).tolist()
+    ([0.25, 0.0625, 0.015625, 0.00390625], [0.0625, 0.00390625, 0.25])
+    """
+    power = 2 ** int(math.log2(num_heads))
+    slopes = [2 ** (-8 / power * (i + 1)) for i in range(power)]
+    slopes += [2 ** (-4 / power * (i + 1)) for i in range(0, 2 * (num_heads - power), 2)]
+    return torch.tensor(slopes, device=device)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+) -> Tensor:
+    """softmax(scores) v under `mask`; see `ScoreRule` for what the scores are. Windows are the mask's business.
 
     Args:
         q: [B, H, T, C].
         k, v: [B, K, S, C], K divides H.
+        scale: of q k^T; None = 1 / sqrt(C).
+        softcap: scores are squeezed into -softcap .. softcap, before any bias.
+        alibi_slopes: [H]; scores fall by these a position of distance.
 
     Returns:
         [B, H, T, C].
     """
-    if mask.segments is not None:
-        return _attend_by_segments(q, k, v, mask.segments)
+    rule = ScoreRule(scale, softcap, alibi_slopes)
+    if mask.parts is not None:
+        return _attend_parts(q, k, v, mask.parts, rule)
+    if mask.documents is not None:
+        return attend_varlen(q, k, v, mask.documents, scale)
     if mask.blocks is not None:
-        return _flex_kernel(q.device.type)(q, k, v, block_mask=mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
-    if mask.reference is not None:
-        return attend_dense(q, k, v, mask.reference)
-    return _sdpa(q, k, v, mask.visible)
-
-
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """The reference: every step written out, [B, 1, T, S] bool `visible`, softmax in at least fp32."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    at_least_fp32 = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.transpose(-1, -2)).to(at_least_fp32) * q.shape[-1] ** -0.5
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1).to(v.dtype) @ v
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        return attend_flex(q, k, v, mask.blocks, rule, mask.positions)
+    if mask.reference is not None or not rule.is_plain:
+        visible = mask.reference if mask.reference is not None else mask.visible
+        return attend_dense(q, k, v, visible, rule=rule, positions=mask.positions)
     return scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=mask.visible,
+        is_causal=mask.visible is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 
-@torch.compiler.disable  # segments differ from batch to batch: compiling for each would never end
-def _attend_by_segments(q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...]) -> Tensor:
-    rows: list[list[Tensor]] = [[] for _ in range(q.shape[0])]
-    for segment in segments:
-        part = slice(segment.row, segment.row + 1), slice(None), slice(segment.start, segment.stop)
-        if segment.kind is SegmentKind.SELF:
-            out = v[part].repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        else:
-            visible = None if segment.visible_until is None else may_attend(segment.visible_until)[:, None]
-            out = _sdpa(q[part], k[part], v[part], visible)
-        rows[segment.row].append(out)
-    out = torch.cat([torch.cat(parts, dim=2) for parts in rows])
-    if all(segment.kind is SegmentKind.SELF for segment in segments):
-        out = out + 0 * (q.sum() + k.sum())  # an all-padding batch: gradients of q and k must exist on every rank
-    return out
+def attend_dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    *,
+    rule: ScoreRule | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """The reference: every step written out, softmax in at least fp32.
+
+    Args:
+        visible: [B, 1, T, S] bool; None = causal.
+        rule: None = only scaled.
+        positions: [B, S] int64 for ALiBi, the queries' the last T; None = slot numbers.
+    """
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if visible is None:
+        every = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
+        visible = every.tril(num_keys - num_queries)
+    if positions is None:
+        positions = torch.arange(num_keys, device=q.device)[None]
+    distances = (positions[:, -num_queries:, None] - positions[:, None, :])[:, None]  # [B, 1, T, S]
+    scores = (rule or ScoreRule()).scores(q, k, distances)
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1).to(v.dtype) @ v
 
 
-@cache
-def _flex_kernel(device_type: str) -> Any:
-    """FlexAttention; uncompiled it would materialise T x T, so it is compiled wherever it will run for real."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+# The parts differ from batch to batch: compiling for each would never end.
+_attend_parts = torch.compiler.disable(attend_parts)

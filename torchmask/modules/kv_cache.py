@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchmask.modules.attention_mask import AttentionMask, build_attention_mask
+from torchmask.modules.visibility import Visibility
 
 
 class LayerCache:
@@ -35,18 +36,23 @@ class LayerCache:
 
 
 class KVCache:
-    """All layers' keys and values, and how far each slot stays visible.
+    """All layers' keys and values, and what the mask needs to know of every slot.
 
     Args:
         num_rows: B.
         num_slots: S, the longest prompt plus the tokens to be generated.
         num_layers: of the model.
         device: of the model.
+
+    Attributes:
+        visible_until, visible_from, positions: [B, S] int64; of slots that are not filled yet, those of a plain row.
     """
 
     def __init__(self, num_rows: int, num_slots: int, *, num_layers: int, device: torch.device) -> None:
         self.layers = [LayerCache(num_slots) for _ in range(num_layers)]
         self.visible_until = torch.full((num_rows, num_slots), num_slots, device=device)
+        self.visible_from = torch.arange(num_slots, device=device).repeat(num_rows, 1)
+        self.positions = self.visible_from.clone()
         self.num_slots = num_slots
 
     @property
@@ -54,28 +60,45 @@ class KVCache:
         """Slots filled so far."""
         return self.layers[0].length
 
-    def mask(self, num_new: int, visible_until: Tensor | None) -> AttentionMask:
-        """The mask for `num_new` slots that are about to be appended.
+    def mask(
+        self,
+        num_new: int,
+        visible_until: Tensor | None,
+        *,
+        visible_from: Tensor | None = None,
+        positions: Tensor | None = None,
+        window: int | None = None,
+        biased: bool = False,
+    ) -> AttentionMask:
+        """One kind of layer's mask for `num_new` slots that are about to be appended.
 
         Args:
             visible_until: [B, num_new] int64 in slots of the cache; None = visible to all that follow.
+            visible_from: [B, num_new] int64 in slots of the cache; None = the slot itself. Slots that are read already
+                do not see new ones, whatever it says.
+            positions, window, biased: as of `build_attention_mask`; positions may be [1, num_new].
         """
         start, stop = self.length, self.length + num_new
         assert stop <= self.num_slots, f"{stop} slots do not fit into a cache of {self.num_slots}"
         if visible_until is not None:
             self.visible_until[:, start:stop] = visible_until
+        if visible_from is not None:
+            self.visible_from[:, start:stop] = visible_from
+        if positions is not None:
+            self.positions[:, start:stop] = positions
+        known = self.positions[:, :stop]
         if start == 0:  # a prompt: the same as without a cache, and so never a T x T mask
-            if visible_until is None:
-                return AttentionMask()
-            until = self.visible_until[:, :stop]
-            return build_attention_mask(until, until, backend="sdpa")
-        keys = torch.arange(stop, device=self.visible_until.device)
-        queries = keys[start:, None]
-        visible = (keys <= queries) & (queries < self.visible_until[:, None, :stop])  # [B, T, S]
-        return AttentionMask(visible=visible[:, None])
+            since = None if visible_from is None else self.visible_from[:, :stop]
+            until = None if visible_until is None else self.visible_until[:, :stop]
+            return build_attention_mask(
+                until, known, backend="sdpa", visible_from=since, positions=known, window=window, biased=biased
+            )
+        visibility = Visibility(self.visible_until[:, :stop], self.visible_from[:, :stop], known, window)
+        return AttentionMask(visible=visibility.table(first_query=start)[:, None], positions=known)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drops all rows but these ([B'] int64, in this order), so that finished sequences cost nothing more."""
-        self.visible_until = self.visible_until[rows]
+        self.visible_until, self.visible_from = self.visible_until[rows], self.visible_from[rows]
+        self.positions = self.positions[rows]
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]

@@ -27,6 +27,7 @@ def linear_cross_entropy(
     labels: Tensor,
     weights: Tensor | None = None,
     *,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> Tensor:
     """The weighted sum (not mean) of the negative log likelihoods, in nats.
@@ -38,6 +39,8 @@ def linear_cross_entropy(
         lm_head: [n, D] to [n, V] logits.
         labels: [B, T] int64, aligned with `hidden` (already shifted); `IGNORE_INDEX` = no target.
         weights: [B, T] of each target; None = 1.
+        observe: called for each chunk with its slots ([n] int64, places in the flattened labels) and their negative log
+            likelihoods ([n], unweighted, detached), for losses by document, by rule or by token.
         chunk_logits: how many logits to hold at a time.
 
     Returns:
@@ -56,7 +59,7 @@ def linear_cross_entropy(
     total: Tensor | None = None
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
-        loss = checkpoint(
+        loss, nll = checkpoint(
             _chunk_loss,
             hidden[part],
             lm_head,
@@ -66,16 +69,20 @@ def linear_cross_entropy(
             preserve_rng_state=False,  # a head has no dropout
         )
         total = loss if total is None else total + loss
+        if observe is not None:
+            observe(supervised[part], nll.detach())
     assert total is not None
     return total
 
 
-def _chunk_loss(hidden: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor | None) -> Tensor:
+def _chunk_loss(
+    hidden: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum and the [n] negative log likelihoods."""
     logits = lm_head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if weights is None:
-        return cross_entropy(logits, labels, reduction="sum")
-    return (cross_entropy(logits, labels, reduction="none") * weights).sum()
+    nll = cross_entropy(logits, labels, reduction="none")
+    return (nll.sum() if weights is None else (nll * weights).sum()), nll
 
 
 def _vocab_size(lm_head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:

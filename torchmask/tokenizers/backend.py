@@ -29,6 +29,34 @@ class Encoded(NamedTuple):
     ends: IntArray
 
 
+class EncodedTexts(NamedTuple):
+    """Many texts encoded, each alone, one after the other in flat arrays.
+
+    Attributes:
+        ids, starts, ends: [n] int32 as in `Encoded`; characters are counted from the start of each text.
+        offsets: [T + 1] int64; text i has the tokens `offsets[i]:offsets[i + 1]`.
+    """
+
+    ids: IntArray
+    starts: IntArray
+    ends: IntArray
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def join(cls, texts: "Sequence[Encoded]") -> "EncodedTexts":
+        """Texts that were encoded one by one."""
+        none = np.zeros(0, np.int32)
+        ids, starts, ends = (np.concatenate(column) for column in zip((none, none, none), *texts))
+        return cls(ids, starts, ends, offsets_of([len(text.ids) for text in texts]))
+
+
+def offsets_of(sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """[T + 1] int64, where each of T consecutive parts of these sizes begins, and the end of the last."""
+    offsets = np.zeros(np.size(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
+
+
 class Backend(Protocol):
     """A tokenizer library behind one face.
 
@@ -54,6 +82,15 @@ class Backend(Protocol):
 
     def encode_with_offsets(self, text: str) -> Encoded:
         """The ids of `encode` with the characters each token covers."""
+
+    def encode_many(self, texts: Sequence[str], *, num_threads: int = 1, in_characters: bool = True) -> EncodedTexts:
+        """What `encode_with_offsets` says of each text, in far fewer steps of Python; texts are never joined into one.
+
+        Args:
+            texts: any number of them.
+            num_threads: threads the library may use, where it lets itself be told.
+            in_characters: False = starts and ends may be counted in bytes of the text, where that is cheaper.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are no control tokens."""

@@ -7,6 +7,7 @@ end-of-turn token (Llama-2's blanks around an answer) is content: the model has 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torchmask.errors import DataError
@@ -26,12 +27,14 @@ class ChatFormat:
         pieces: `(messages, add_generation_prompt) -> pieces`.
         control: the control tokens it writes, which the tokenizer must have.
         stops: tokens that end generation, where the tokenizer has them.
+        shown: how a text is written, where neither it nor what is around it depends on other texts; else None.
     """
 
     name: str
     pieces: Callable[[Sequence[Message], bool], list[Piece]]
     control: tuple[str, ...]
     stops: tuple[str, ...]
+    shown: Callable[[str], str] | None = None
 
 
 def llama2(messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
@@ -68,16 +71,14 @@ def llama3(messages: Sequence[Message], add_generation_prompt: bool) -> list[Pie
     Tool results have the role `ipython`. A message with `ipython` set begins with `<|python_tag|>` and ends in
     `<|eom_id|>`: the turn goes on after the tool has answered.
     """
-    pieces = [Piece("<|begin_of_text|>", STRUCTURE, -1, True)]
+    pieces = [_LLAMA3_BOS]
     for i, message in enumerate(messages):
         pieces += _llama3_header("ipython" if message.role == "tool" else message.role, i)
-        pieces += [Piece("<|python_tag|>", CONTENT, i, True)] if message.ipython else []
+        pieces += [Piece("<|python_tag|>", CONTENT, i, True)] if message.ipython else ()
         pieces.append(_stripped(message.text, i))
-        if message.ipython:
-            pieces.append(Piece("<|eom_id|>", END_OF_TURN, i, True))
-        elif message.eot:
-            pieces.append(Piece("<|eot_id|>", END_OF_TURN, i, True))
-    return pieces + (_llama3_header("assistant", -1) if add_generation_prompt else [])
+        if message.ipython or message.eot:
+            pieces.append(_end_of_turn("<|eom_id|>" if message.ipython else "<|eot_id|>", i))
+    return [*pieces, *(_llama3_header("assistant", -1) if add_generation_prompt else ())]
 
 
 def chatml(messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
@@ -93,18 +94,28 @@ def chatml(messages: Sequence[Message], add_generation_prompt: bool) -> list[Pie
     return pieces
 
 
-def _llama3_header(role: str, turn: int) -> list[Piece]:
-    return [
+_LLAMA3_BOS = Piece("<|begin_of_text|>", STRUCTURE, -1, True)
+
+
+@lru_cache(maxsize=1024)
+def _end_of_turn(text: str, turn: int) -> Piece:
+    return Piece(text, END_OF_TURN, turn, True)
+
+
+@lru_cache(maxsize=1024)
+def _llama3_header(role: str, turn: int) -> tuple[Piece, ...]:
+    return (
         Piece("<|start_header_id|>", STRUCTURE, turn, True),
         Piece(role, STRUCTURE, turn),
         Piece("<|end_header_id|>", STRUCTURE, turn, True),
         Piece("\n\n", STRUCTURE, turn),
-    ]
+    )
 
 
 def _stripped(text: str, turn: int) -> Piece:
     """The text without blanks around it, as content."""
-    return Piece(text.strip(), CONTENT, turn, offset=len(text) - len(text.lstrip()))
+    stripped = text.strip()
+    return Piece(stripped, CONTENT, turn, False, 0 if len(stripped) == len(text) else len(text) - len(text.lstrip()))
 
 
 def _check_turns(name: str, messages: Sequence[Message]) -> None:
@@ -136,7 +147,8 @@ NATIVE_FORMATS = {
             llama3,
             ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
             ("<|eot_id|>", "<|eom_id|>"),
+            shown=str.strip,
         ),
-        ChatFormat("chatml", chatml, ("<|im_start|>", "<|im_end|>"), ("<|im_end|>",)),
+        ChatFormat("chatml", chatml, ("<|im_start|>", "<|im_end|>"), ("<|im_end|>",), shown=str),
     )
 }

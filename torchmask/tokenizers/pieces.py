@@ -6,30 +6,13 @@ alone would give other ids at their edges, and searching for the ids of markers 
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from torchmask.messages import Rendered, TokenKind
+from torchmask.messages import Piece, Rendered, TokenKind
 from torchmask.tokenizers.backend import Encoded, IntArray
 
-
-class Piece(NamedTuple):
-    """Text, or one control token, with its owner.
-
-    Attributes:
-        text: plain text, or the control token's text.
-        kind: what its tokens are.
-        turn: index of the message it belongs to; -1 for none.
-        is_token: whether `text` names one token, to be written as its id.
-        offset: where in its message's content the text begins; -1 where it is not part of the content as given.
-    """
-
-    text: str
-    kind: TokenKind
-    turn: int
-    is_token: bool = False
-    offset: int = -1
+__all__ = ["Piece", "assemble"]
 
 
 def assemble(
@@ -38,6 +21,7 @@ def assemble(
     encode: Callable[[str], Encoded],
     encode_structure: Callable[[str], Encoded],
     encode_control: Callable[[str], Encoded],
+    encode_rest: Callable[[str], Encoded] | None = None,
 ) -> Rendered:
     """The rendering of `pieces`.
 
@@ -46,6 +30,7 @@ def assemble(
         encode: encodes a run of text.
         encode_structure: the same for runs without content, which return in every conversation and may be cached.
         encode_control: one control token by its text, covering all of it; may be cached too.
+        encode_rest: encodes text that goes on after a cut (`Piece.apart`), as in the middle of a text; None = `encode`.
     """
     pieces = [piece for piece in pieces if piece.text]
     ids: list[IntArray] = []
@@ -60,12 +45,16 @@ def assemble(
             at += 1
         else:
             run = [piece]
-            while (at := at + 1) < len(pieces) and not pieces[at].is_token:
+            goes_on = piece.apart and at > 0 and not pieces[at - 1].is_token
+            while (at := at + 1) < len(pieces) and not pieces[at].is_token and not pieces[at].apart:
                 run.append(pieces[at])
             text = "".join([piece.text for piece in run])
             length = len(text)
-            is_constant = all(piece.kind == TokenKind.STRUCTURE for piece in run)
-            encoded = encode_structure(text) if is_constant else encode(text)
+            if goes_on and encode_rest is not None:
+                encoded = encode_rest(text)
+            else:
+                is_constant = all(piece.kind == TokenKind.STRUCTURE for piece in run)
+                encoded = encode_structure(text) if is_constant else encode(text)
         ids.append(encoded.ids)
         starts.append(
             np.minimum(encoded.starts, length - 1) + base
@@ -74,7 +63,7 @@ def assemble(
         base += length
     if not ids:
         none = np.zeros(0, np.int32)
-        return Rendered(none, none.astype(np.uint8), none, 0, none, none)
+        return Rendered(none, none.astype(np.uint8), none, 0, none, none, [], none, none)
     return _rendered(pieces, Encoded(*map(np.concatenate, (ids, starts, ends))))
 
 
@@ -108,4 +97,7 @@ def _rendered(pieces: Sequence[Piece], encoded: Encoded) -> Rendered:
         int(np.count_nonzero(has_structure & is_content[owner])),
         content_starts.astype(np.int32),
         content_ends.astype(np.int32),
+        pieces,
+        encoded.starts,
+        encoded.ends,
     )

@@ -2,13 +2,22 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchmask.errors import ConfigError
-from torchmask.tokenizers.backend import Encoded, byte_spans_to_char_spans, looks_like_marker, utf8
+from torchmask.tokenizers.backend import (
+    Encoded,
+    EncodedTexts,
+    byte_spans_to_char_spans,
+    looks_like_marker,
+    offsets_of,
+    utf8,
+)
 
 # A user-defined piece of marker's shape in the protobuf: field 1 (length, text), 2 (score, a float), 3 (type, 4 = user
 # defined). The text's bytes exclude control characters, so that a match cannot run on into the next piece.
@@ -47,6 +56,8 @@ class SentencePieceModel:
         is_byte = [model.is_byte(i) for i in range(self.vocab_size)]
         self._piece_bytes = np.array([1 if byte else len(p.encode()) for p, byte in zip(self._pieces, is_byte)])
         self._unknown: int = model.unk_id()
+        # A model that removes blanks says that what is left of them comes from the first character it kept.
+        self._moves_starts = model.normalize("  a", with_offsets=True)[1][0] != 0
 
     def _name(self, id: int) -> str | None:
         return self._pieces[id] if id >= 0 else None
@@ -58,20 +69,48 @@ class SentencePieceModel:
 
     def encode_with_offsets(self, text: str) -> Encoded:
         """The ids of `encode` with the characters each token covers."""
-        ids = np.array(self.encode(text), dtype=np.int32)
+        return Encoded(*self.encode_many([text])[:3])
+
+    def encode_many(self, texts: Sequence[str], *, num_threads: int = 1, in_characters: bool = True) -> EncodedTexts:
+        """The same for each of many texts."""
+        for text in texts:
+            utf8(text)
+        ids_of = self._model.encode(list(texts), num_threads=num_threads) if texts else []
+        offsets = offsets_of([len(ids) for ids in ids_of])
+        ids = np.fromiter(chain.from_iterable(ids_of), np.int32, int(offsets[-1]))
         # Pieces tile the normalised text (dummy prefix and U+2581 included), whose characters know their origins.
-        normalized, origins = self._model.normalize(text, with_offsets=True)
+        normalized, origins = self._normalize(texts)
         sizes = self._piece_bytes[ids]
-        if self._unknown in ids:  # an unknown piece is as long as the characters it stands for
-            pieces: list[str] = self._model.encode(text, out_type=str)
-            sizes = np.array([len(piece.encode()) if id == self._unknown else size for piece, id, size
-                              in zip(pieces, ids, sizes)])  # fmt: skip
-        data = normalized.encode()
+        for i in np.unique(np.searchsorted(offsets, np.flatnonzero(ids == self._unknown), side="right") - 1):
+            # An unknown piece is as long as the characters it stands for.
+            here = slice(offsets[i], offsets[i + 1])
+            pieces: list[str] = self._model.encode(texts[i], out_type=str)
+            sizes[here] = np.where(ids[here] == self._unknown, [len(piece.encode()) for piece in pieces], sizes[here])
+        data = "".join(normalized).encode()
         byte_ends = np.cumsum(sizes)
-        assert len(ids) == 0 or byte_ends[-1] == len(data), "sentencepiece's pieces do not tile its normalised text"
+        is_tiled = byte_ends[-1] == len(data) if len(ids) else not data
+        assert is_tiled, "sentencepiece's pieces do not tile its normalised text"
         starts, ends = byte_spans_to_char_spans(data, byte_ends)
-        origin = np.array(origins, dtype=np.int32)
-        return Encoded(ids, origin[starts], origin[ends])
+        # Each text has one origin more than characters, that of its end.
+        before = np.repeat(np.arange(len(texts)), np.diff(offsets))
+        return EncodedTexts(ids, origins[starts + before], origins[ends + before], offsets)
+
+    def _normalize(self, texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """The normalised texts, and where each of their characters (and their ends) comes from in its own text.
+
+        Where only the dummy prefix and U+2581 are new, which is nearly always, that is known without asking.
+        """
+        normalized: list[str] = self._model.normalize(list(texts)) if texts else []
+        origins = []
+        for text, result in zip(texts, normalized):
+            shown = text.replace(" ", "\u2581")
+            if result == shown and not self._moves_starts:
+                origins.append(np.arange(len(text) + 1, dtype=np.int32))
+            elif result == "\u2581" + shown and not self._moves_starts:
+                origins.append(np.arange(-1, len(text) + 1, dtype=np.int32).clip(0))
+            else:
+                origins.append(np.array(self._model.normalize(text, with_offsets=True)[1], dtype=np.int32))
+        return normalized, np.concatenate([*origins, np.zeros(0, np.int32)])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are no control tokens."""

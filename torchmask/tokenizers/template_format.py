@@ -76,12 +76,17 @@ class TemplateFormat:
         self._compiled: dict[str, Any] = {}
 
     def pieces(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> list[Piece]:
-        """The conversation as the template writes it.
+        """The conversation as the template writes it; turns that are not `Message.trained` need not be located.
 
         Raises:
             DataError: D07, the template refuses the conversation; D14, a trained turn cannot be located.
         """
-        written = json.dumps([[m.content, m.tool_calls] for m in messages] + [tools], ensure_ascii=False, default=str)
+        trained = [message.trained for message in messages]
+        written = json.dumps(
+            [[m.content, m.tool_calls, m.name, m.tool_call_id] for m in messages] + [tools],
+            ensure_ascii=False,
+            default=str,
+        )
         shield = Shield([written, *self._sources.values()])
         plain = [self._as_dict(message, shield) for message in messages]
         shown_tools = shield.hide(list(tools), self._any_control) if tools else None
@@ -90,13 +95,14 @@ class TemplateFormat:
         tokens = self._find_tokens(text, turns, messages)
         for i, message in enumerate(messages):
             if message.role == "assistant":
-                strict = message.trained and not add_generation_prompt
+                strict = trained[i] and not add_generation_prompt
                 turns[i].begin = self._begin_of_answer(plain, i, shown_tools, text, turns[i], tokens, strict)
             elif (content := turns[i].content) is not None:
                 turns[i].begin = content.start
-            elif message.trained and message.text.strip() and not add_generation_prompt:
+            elif trained[i] and message.text.strip() and not add_generation_prompt:
                 raise self._cannot_locate(i, messages, "its text is not in the rendering as it was given")
-        self._find_ends(turns, tokens, messages, text, strict=not add_generation_prompt)
+        must_end = [False] * len(messages) if add_generation_prompt else trained
+        self._find_ends(turns, tokens, messages, text, must_end)
         return cut_into_pieces(text, turns, tokens, messages, shield=shield, eos=self._eos)
 
     @cached_property
@@ -127,6 +133,9 @@ class TemplateFormat:
         result: dict[str, Any] = {"role": message.role, "content": shield.hide(message.text, hidden)}
         if message.tool_calls:
             result["tool_calls"] = [shield.hide(_parsed(call), self._any_control) for call in message.tool_calls]
+        for key in ("name", "tool_call_id"):
+            if getattr(message, key) is not None:
+                result[key] = shield.hide(getattr(message, key), self._any_control)
         return result
 
     def _render(self, messages: Sequence[dict[str, Any]], tools: Tools, add_generation_prompt: bool) -> str:
@@ -229,7 +238,12 @@ class TemplateFormat:
         return len(prompt)
 
     def _find_ends(
-        self, turns: Sequence[Turn], tokens: Sequence[Token], messages: Sequence[Message], text: str, *, strict: bool
+        self,
+        turns: Sequence[Turn],
+        tokens: Sequence[Token],
+        messages: Sequence[Message],
+        text: str,
+        must_end: Sequence[bool],
     ) -> None:
         """Sets where each located turn ends."""
         stops = {self.end_of_turn, *self._stops}
@@ -246,7 +260,7 @@ class TemplateFormat:
                 turn.end_token = ends[next_end]
             if answer and turn.end_token is not None:
                 turn.end = turn.end_token.start
-            elif answer and strict and messages[i].trained and (self.end_of_turn is not None or turn.content is None):
+            elif answer and must_end[i] and (self.end_of_turn is not None or turn.content is None):
                 raise self._cannot_locate(i, messages, f"no end-of-turn token ({self.end_of_turn}) follows it")
             limit = begin
 

@@ -4,6 +4,7 @@ from torchmask.training.checkpoint import find_checkpoints, load_tensors, restor
 from torchmask.training.console import Console
 from torchmask.training.distributed import clip_grad_norm, inference, materialise, model_tensors, shard
 from torchmask.training.loss_curve import loss_png
+from torchmask.training.loss_groups import LossGroups
 from torchmask.training.memory import checkpoint_activations, compile_layers
 from torchmask.training.metric_loggers import MLflowLogger, TensorBoardLogger, WandBLogger
 from torchmask.training.metrics import MetricsLog, peak_memory_gib, read_metrics, token_rates
@@ -19,6 +20,7 @@ from torchmask.training.steps import StepPlan, due, plan_steps, step_rows, valid
 
 __all__ = [
     "Console",
+    "LossGroups",
     "MLflowLogger",
     "MetricsLog",
     "MuonAdamW",
