@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -35,15 +36,14 @@ def paragraphs(name):
 
 
 def names(name):
-    """Every capitalised word but those that begin a sentence of the templates, and every year."""
-    words = {word.strip(".?") for p in paragraphs(name) for word in p["context"].split()}
-    return {word for word in words if word[0].isupper() or word[0].isdigit()} - {"The"}
+    """Every capitalised word of the passages."""
+    return {word for p in paragraphs(name) for word in re.findall("[A-Z][a-z]+", p["context"])}
 
 
 def test_the_base_and_the_data_are_small():
     size = {kind: sum(f.stat().st_size for f in (TINY / kind).iterdir()) for kind in ("base", "data")}
     assert size["base"] <= 4e6
-    assert size["data"] <= 1e6
+    assert size["data"] <= 2.5e6
 
 
 @pytest.mark.parametrize("name", ["train", "heldout"])
@@ -63,13 +63,13 @@ def test_ids_are_unique_and_200_questions_are_held_out_a_quarter_of_them_without
     assert sum(q["is_impossible"] for q in questions) == 50
 
 
-def test_no_name_or_year_of_the_held_out_questions_is_in_the_training_questions_or_the_pretraining_text(make_tiny_base):
+def test_no_name_of_the_held_out_questions_is_in_the_training_questions_or_the_pretraining_text(make_tiny_base):
     heldout = names("heldout")
     assert len(heldout) > 300
     assert not heldout & names("train")
-    rows = make_tiny_base.pretraining_rows(300, seed=0, drills=0.3)
+    rows = make_tiny_base.pretraining_rows(300, seed=0, lists=0.3, is_plain=False)
     text = " ".join(row["prompt"] + row["completion"] for row in rows)
-    assert not heldout & set(text.replace(".", " ").replace(",", " ").replace(":", " ").replace('"', " ").split())
+    assert not heldout & set(re.findall("[A-Z][a-z]+", text))
 
 
 def test_the_same_relation_and_the_same_person_occur_more_than_once_so_that_neither_alone_gives_the_answer(
@@ -100,14 +100,15 @@ def test_the_script_makes_the_same_tokenizer_again(make_tiny_base, tmp_path):
 
 def test_a_name_has_the_same_tokens_after_a_space_and_in_the_json_answer():
     tokenizer = tokenizer_from_pretrained(TINY / "base")
-    name = tokenizer.encode("Zorilak")
-    assert tokenizer.encode("lives in Zorilak.")[-len(name) - 1 : -1] == name
-    assert tokenizer.encode('{"answer": "Zorilak"}')[-len(name) - 1 : -1] == name
+    for name in sorted(names("heldout"))[:50]:
+        pieces = tokenizer.encode(name)
+        assert tokenizer.encode(f" lives in {name}.")[1:-1] == pieces
+        assert tokenizer.encode(f'{{"answer": "{name}"}}')[1:-1] == pieces
 
 
 def test_transformers_loads_the_base_and_computes_the_same_logits():
     transformers = pytest.importorskip("transformers")
-    tokens = torch.randint(3, 640, (2, 50), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(4, 700, (2, 50), generator=torch.Generator().manual_seed(0))
     ours, theirs = from_pretrained(TINY / "base"), transformers.AutoModelForCausalLM.from_pretrained(TINY / "base")
     with torch.no_grad():
         torch.testing.assert_close(ours.lm_head(ours(tokens)), theirs.float()(tokens).logits, atol=1e-4, rtol=1e-4)
