@@ -28,6 +28,7 @@ from torchmask.data import (
     squad_rows,
     write_masks_html,
 )
+from torchmask.data.pack_options import check_options
 from torchmask.errors import ConfigError, DivergedError, StopRequested
 from torchmask.evaluation import SquadEvaluation, evaluate_squad, format_before_after
 from torchmask.generation import generate
@@ -87,6 +88,9 @@ class Packing:
     no_targets: Literal["drop", "keep", "error"] = "drop"  # a document without a trained token
     trim_tail: bool = False  # leave out what follows a document's last trained token
 
+    def __post_init__(self) -> None:
+        check_options(asdict(self))
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -120,13 +124,11 @@ class Config:
     lr_scheduler: Component = component("num_steps=", default=COSINE)  # torchmask.training.*_schedule
     bf16_updates: Literal["master_weights", "stochastic_rounding"] = "master_weights"  # how bf16 takes small updates
     clip_grad_norm: float | None = 1.0  # the gradient is scaled down to this norm; null = never
-
     seed: int = 0  # of weights, data order and dropout
     device: str = "auto"  # auto | cpu | cuda
     dtype: Literal["fp32", "bf16", "fp64"] = "fp32"  # of the parameters
     compile: bool = False  # torch.compile each layer
     enable_activation_checkpointing: bool = False  # compute activations again in the backward pass to save memory
-
     run_val_every_n_steps: int | None = None  # null = at the end of each epoch
     evaluate: Evaluate | None = None  # questions to answer before and after
     log_every_n_steps: int = 1  # a line in metrics.jsonl and the log
@@ -136,10 +138,10 @@ class Config:
     resume_from_checkpoint: bool | str = False  # true = the newest in output_dir; or a checkpoint's path
 
     def __post_init__(self) -> None:
-        positive = self.evaluate is None or min(self.evaluate.batch_size, self.evaluate.max_new_tokens) > 0
-        if not positive or not self.output_dir or not 0 <= self.seed < 2**32:
-            ranges = "evaluate's numbers are above 0, output_dir is not empty, seed is from 0 to 4294967295"
-            raise ConfigError("C13", ranges, where="evaluate" if not positive else "seed")
+        if self.evaluate and min(self.evaluate.batch_size, self.evaluate.max_new_tokens) < 1:
+            raise ConfigError("C13", "batch_size and max_new_tokens must be at least 1", where="evaluate")
+        if not self.output_dir or not 0 <= self.seed < 2**32:
+            raise ConfigError("C13", "output_dir must not be empty, seed is from 0 to 4294967295", where="config")
         counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_steps_per_epoch", "keep_last_n")
         for name in (*counts, "log_every_n_steps", "save_every_n_steps", "run_val_every_n_steps"):
             value = getattr(self, name)
@@ -255,9 +257,7 @@ def train(
         )
         if stop:
             save(step)
-            raise StopRequested(
-                "R03", f"stopped by {run.stop.signal_name} after step {step}, which is saved", fix=RESUME
-            )
+            raise StopRequested("R03", f"stopped by {run.stop.signal_name} after step {step}: it is saved", fix=RESUME)
 
         optimizer.set_lr(schedule(step))
         losses = [backward(model, batch.to(run.device), normalizer, groups) for batch in batches]
@@ -311,7 +311,7 @@ def validate(cfg: Config, run: Run, model: Decoder, packs: PackedDataset) -> flo
         for ids in validation_rows(packs, cfg.batch_size, run):
             batch = collate_rows(packs, ids)
             loss += float(loss_of(model, batch.to(run.device)))
-            normalizer += batch.normalizer
+            normalizer += batch.normalizer or batch.num_targets
     loss, normalizer = run.agree(loss, normalizer)
     return loss / normalizer if normalizer else math.nan
 

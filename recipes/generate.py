@@ -64,6 +64,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError("C13", f"batch_size is {self.batch_size}, must be at least 1", where="batch_size")
+        if (
+            self.output_file
+            and self.prompts_file
+            and Path(self.output_file).resolve() == Path(self.prompts_file).resolve()
+        ):
+            raise ConfigError("C09", "output_file is prompts_file, which would be lost", where="output_file")
         check_sampling(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

@@ -72,7 +72,7 @@ def test_pointing_at_a_token_shows_id_role_weight_position_and_rule(open_page, d
     assert f"id {document['tokens'][at]}" in said and f"position {at}" in said and f"slot {at}" in said
     assert "role assistant" in said and "trained, weight 0.25" in said and "decided by part" in said
     assert f"label {document['tokens'][at + 1]} " in said
-    token(page, "user").hover()
+    page.locator(".tokens > *").filter(has_text="<|im_start|>").nth(1).hover()  # the assistant's header
     said = page.locator("#info").inner_text()
     assert "not trained" in said and "decided by header" in said
     page.mouse.move(2, 2)

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from torchmask.cli.main import main
-from torchmask.config.built_in import built_in_folder
 from torchmask.data.lint import CODES
 
-TINY = built_in_folder("configs") / "tiny" / "base"
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 
@@ -41,12 +39,12 @@ def lint(data_config, capsys):
 
 
 @pytest.fixture
-def tokenizer_with(tmp_path):
+def tokenizer_with(tmp_path, chatml_folder):
     """The tiny tokenizer with another chat template or other settings."""
 
     def make(template=None, **settings):
         folder = tmp_path / "tokenizer"
-        shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+        shutil.copytree(chatml_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
         config = json.loads((folder / "tokenizer_config.json").read_text())
         config |= settings | ({} if template is None else {"chat_template": template})
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -118,7 +116,7 @@ def test_tm004_a_span_rule_that_matches_nothing_or_several_places(lint):
 
 
 def test_tm005_tokens_across_an_edge(lint):
-    rows = [talk("Say it.", '{"answer": "Ada"}')]
+    rows = [talk("Say it.", 'Well: so {"answer": "Ada"}')]
     _, found = lint(rows, dataset={"spans": [{"regex": '"answer', "weight": 0.5}]})
     assert found["TM005"]["level"] == "warning" and found["TM005"]["count"] >= 1
     rule = [{"regex": '"answer', "weight": 0.5}]
@@ -178,9 +176,9 @@ def test_tm010_the_trained_prompt_is_not_the_one_of_inference(lint, tokenizer_wi
     assert "TM010" not in lint(PLAIN, tokenizer=tokenizer_with(CHATML + PROMPT))[1]
 
 
-def test_tm011_a_trained_token_outside_the_output_vocabulary(lint, tmp_path):
+def test_tm011_a_trained_token_outside_the_output_vocabulary(lint, tmp_path, chatml_folder):
     folder = tmp_path / "model"
-    shutil.copytree(TINY, folder)
+    shutil.copytree(chatml_folder, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     code, found = lint(PLAIN, f"model.folder={folder}")
@@ -189,7 +187,7 @@ def test_tm011_a_trained_token_outside_the_output_vocabulary(lint, tmp_path):
 
 
 def test_tm012_rows_that_are_not_full(lint):
-    rows = [talk("Who?", "a word and another " * 8)] * 3
+    rows = [talk("Who?", "Ada " * 12)] * 3
     _, found = lint(rows, packing={"max_seq_len": 120})
     assert found["TM012"]["level"] == "warning" and found["TM012"]["share"] < 0.7
     assert "TM012" not in lint(rows, "--threshold", "TM012=0.1", packing={"max_seq_len": 120})[1]

@@ -218,6 +218,15 @@ def test_an_output_file_that_cannot_be_written_is_named(run, checkpoint, tmp_pat
     assert caught.value.id == "K05"
 
 
+def test_the_prompts_are_not_overwritten_by_the_answers(run, checkpoint, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Hi\n")
+    with pytest.raises(ConfigError, match="would be lost") as caught:
+        run(checkpoint, prompts_file=str(prompts), output_file=str(tmp_path / "." / "prompts.txt"))
+    assert caught.value.id == "C09"
+    assert prompts.read_text() == "Hi\n"
+
+
 def test_a_checkpoint_folder_that_is_not_there_is_named(run, tmp_path):
     with pytest.raises(WeightsError, match="no such file") as caught:
         run(tmp_path / "nowhere", prompt="Hi")

@@ -1,10 +1,14 @@
 """The words of the verbs that look at data, and which module each of them is in.
 
-Imported whenever the command line is, so it imports nothing but the standard library.
+Imported whenever the command line is, so it imports nothing heavy.
 """
 
 import argparse
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torchmask.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from torchmask.cli.open_config import DataConfig
@@ -141,6 +145,8 @@ def look(args: argparse.Namespace) -> int:
         return diff(args.configs_and_overrides, count=args.n, as_json=args.json, trust=args.trust)
     from torchmask.cli.open_config import open_config
 
+    for option in ("html", "svg", "output"):
+        _check_writable(getattr(args, option, None))
     data = open_config(args.config, args.recipe_and_overrides, trust=args.trust)
     data = data.validation() if args.val else data
     if args.verb == "inspect":
@@ -156,6 +162,24 @@ def look(args: argparse.Namespace) -> int:
     from torchmask.cli.snapshot import snapshot
 
     return snapshot(data, count=args.n, output=args.output, check=args.check)
+
+
+def _check_writable(file: str | None) -> None:
+    """Refuses a file that cannot be written before any work is done for it.
+
+    Raises:
+        EnvironmentFault: K05.
+    """
+    if file is None:
+        return
+    path = Path(file)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else "there is no such folder"
+    elif not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        reason = "permission denied"
+    else:
+        return
+    raise EnvironmentFault("K05", f"the file cannot be written: {reason}", where=str(path), fix="name another file")
 
 
 def _inspect(data: "DataConfig", args: argparse.Namespace) -> int:

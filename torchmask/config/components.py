@@ -168,7 +168,7 @@ def _check_arguments(
 def _check_type(node: Node, parameter: Parameter, dotpath: str, *, where: str) -> list[ConfigError]:
     kinds = plain_kinds(parameter.annotation) if parameter.annotation is not None else None
     is_reference = isinstance(node.value, str) and "${" in node.value
-    if kinds is None or is_reference or (isinstance(node.value, dict) and "_component_" in node.value):
+    if kinds is None or is_reference:
         return []
     if "bool" in kinds and "str" not in kinds and isinstance(node.value, str):
         node.value = WORDS_FOR_BOOLEANS.get(node.value.lower(), node.value)

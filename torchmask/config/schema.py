@@ -34,7 +34,7 @@ _LIGHT_MODULES = (
         "re",
         "functools",
     ),
-    *("torchmask.config", "torchmask.errors", "torchmask.constants"),
+    *("torchmask.config", "torchmask.errors", "torchmask.data.pack_options", "torchmask.constants"),
 )
 
 

@@ -36,16 +36,22 @@ BUILDING_BLOCKS = (
 """Packages whose classes and functions every configuration may name."""
 
 NO_BLOCKS = (
+    "torchmask.data.cache",
+    "torchmask.data.cached_rows",
+    "torchmask.data.fingerprints",
+    "torchmask.data.mapped",
     "torchmask.data.view",
+    "torchmask.data.workers",
     "torchmask.models.export",
     "torchmask.models.weights",
     "torchmask.training.checkpoint",
     "torchmask.training.loss_curve",
     "torchmask.training.metrics",
     "torchmask.training.record",
+    "torchmask.training.resume",
     "torchmask.training.run",
 )
-"""Modules in those packages that write where their arguments say: for recipes, never for configurations."""
+"""Modules in those packages that write or remove what their arguments name: for recipes, never for configurations."""
 
 _FOREIGN_BLOCKS = [block for block in BUILDING_BLOCKS if not block.startswith("torchmask.")]
 

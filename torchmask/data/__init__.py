@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torchmask.data.formats import Conversation
     from torchmask.data.masks import Decision, decide, mask_of
     from torchmask.data.mixture import mixture_dataset
+    from torchmask.data.pack_options import check_options
     from torchmask.data.packing import Pack, PackedDataset, Placement, Plan, plan_packs
     from torchmask.data.policy import MaskPolicy
     from torchmask.data.rendering import render_conversation, render_prompt, render_raw, render_text
@@ -51,6 +52,7 @@ __all__ = [
     "StreamPart",
     "alpaca_dataset",
     "chat_dataset",
+    "check_options",
     "collate",
     "collate_rows",
     "decide",
@@ -82,6 +84,7 @@ _MODULES = {
     "formats": ("Conversation",),
     "masks": ("Decision", "decide", "mask_of"),
     "mixture": ("mixture_dataset",),
+    "pack_options": ("check_options",),
     "packing": ("Pack", "PackedDataset", "Placement", "Plan", "plan_packs"),
     "policy": ("MaskPolicy",),
     "rendering": ("render_conversation", "render_prompt", "render_raw", "render_text"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torchmask.data.eos import EosPolicy
+from torchmask.data.eos import DEFAULT_EOS, EosPolicy
 from torchmask.data.normalization import NORMALIZATIONS
 from torchmask.data.plan import STRATEGIES, check_choice
 from torchmask.data.selection import NO_TARGETS, OVER_LENGTH, TRUNCATE_SIDES
@@ -25,10 +25,14 @@ _CHOICES = {
 }
 
 
-def check_options(options: Mapping[str, Any], policy: EosPolicy) -> None:
-    """Refuses unknown choices (ConfigError C06), values out of range (C13) and contradictions (C09)."""
+def check_options(options: Mapping[str, Any], policy: EosPolicy = DEFAULT_EOS) -> None:
+    """Refuses unknown choices (ConfigError C06), values out of range (C13) and contradictions (C09).
+
+    Options that are not given are not checked, so that a recipe can check its own before it reads any data.
+    """
     for key, (name, choices) in _CHOICES.items():
-        check_choice(name, options[key], choices)
+        if key in options:
+            check_choice(name, options[key], choices)
     for key in ("max_seq_len", "max_share"):
         value = options[key]
         if value is not None and value < 1:
@@ -37,7 +41,7 @@ def check_options(options: Mapping[str, Any], policy: EosPolicy) -> None:
         _check_sharing(options)
     if options["epoch_repack"]:
         _check_repacking(options)
-    if options["loss_normalization"] == "sequence" and policy.boundary_loss == "train":
+    if options.get("loss_normalization") == "sequence" and policy.boundary_loss == "train":
         raise ConfigError(
             "C09",
             "loss_normalization is sequence while eos.boundary_loss is train: a prediction between two documents is in "
