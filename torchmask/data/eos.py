@@ -1,7 +1,7 @@
 """What end-of-document tokens mean: whether they are written, learned, and learned across a document's edge.
 
 Two places use one policy. When a row is tokenised, `append`, `train_on_eos`, `train_on_eot` and `weight` decide which
-stop tokens it has and which of them are targets (edges E1 and E4 of docs/eos.md). When documents are packed,
+stop tokens it has and which of them are targets (edges E1 and E4 of docs/packing.md). When documents are packed,
 `boundary_loss`, `boundary_weight`, `on_truncate` and `append: virtual` decide what happens between and at the ends of
 them (E2 to E6). Stop tokens are known by their place, never by their id: EOS and end of turn may be one id.
 """

@@ -7,7 +7,7 @@ tokens than it does in front of the answer.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,13 @@ from torchmask.data.eos import DEFAULT_EOS, EosPolicy
 from torchmask.data.formats import Conversation
 from torchmask.data.masks import Decision, append_eos, decide, finish_chat
 from torchmask.data.policy import MaskPolicy
-from torchmask.data.serving import Writing, expanded, is_rewritten, serving_mismatch, writing
+from torchmask.data.serving import ChatTokenizer, Writing, expanded, is_rewritten, serving_mismatch, writing
 from torchmask.data.span_masks import split_at_edges
 from torchmask.errors import ConfigError, DataError
 from torchmask.messages import Message, Piece, Rendered, TokenKind
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ChatTokenizer, Protocol):
     """What this package needs of a tokenizer (`torchmask.tokenizers` has them; siblings do not import each other)."""
 
     bos_id: int | None
@@ -37,18 +37,6 @@ class Tokenizer(Protocol):
 
         The option `goes_on` is given only for text that goes on after a cut.
         """
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
-        **options: Any,
-    ) -> Rendered:
-        """A conversation in the chat format."""
-
-    def id_to_piece(self, id: int) -> str:
-        """A token as its file spells it."""
 
 
 class Document(NamedTuple):

@@ -5,6 +5,7 @@ outputs/
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,12 +113,9 @@ def choose_device(name: str) -> torch.device:
     """The device a name stands for; on a machine with several GPUs each rank takes its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConfigError("C09", f"device is {name!r}", fix="use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
