@@ -69,13 +69,13 @@ def in_workers(
             "C09", message, fix="set num_workers: 0, or define functions at the top of a module"
         ) from error
     finally:
-        processes = list((pool._processes or {}).values())
+        processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
         pool.shutdown(wait=is_done, cancel_futures=True)
         if not is_done:  # an error or Ctrl-C: nobody wants what they are still at
             for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join(5)
+                process.kill()  # not terminate: one that has only just been forked still has our handler of SIGTERM
+            if manager is not None:
+                manager.join(5)  # it waits for the processes; of two who wait for one process, one is told nothing
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
