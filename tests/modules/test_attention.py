@@ -89,12 +89,17 @@ def batch_of(drawn):
 
 OPTIONS = st.fixed_dictionaries(
     {"window": st.none() | st.integers(1, 12)},
-    optional={"softcap": st.sampled_from([0.7, 5.0]), "alibi": st.booleans(), "scale": st.just(0.21)},
+    optional={
+        "softcap": st.sampled_from([0.7, 5.0]),
+        "alibi": st.booleans(),
+        "scale": st.just(0.21),
+        "sinks": st.booleans(),
+    },
 )
 
 
 def _attend(backend, masks, options, dtype=torch.float64, backward=True):
-    """The result of a backend, and the gradients of q, k and v."""
+    """The result of a backend, and the gradients of q, k and v, and of the sinks."""
     until, since, positions = masks
     options = dict(options)
     window, alibi = options.pop("window", None), options.pop("alibi", False)
@@ -107,14 +112,16 @@ def _attend(backend, masks, options, dtype=torch.float64, backward=True):
         return x.requires_grad_(backward)
 
     q, k, v = make(4), make(2), make(2)
+    sinks = torch.linspace(-1, 2, 4, dtype=dtype).requires_grad_(backward) if options.pop("sinks", False) else None
+    biased = alibi or sinks is not None
     mask = build_attention_mask(
-        until, until, backend=backend, visible_from=since, positions=positions, window=window, biased=alibi
+        until, until, backend=backend, visible_from=since, positions=positions, window=window, biased=biased
     )
-    out = attend(q, k, v, mask, **options)
+    out = attend(q, k, v, mask, sinks=sinks, **options)
     if not backward:
         return (out,)
     (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-    return out, q.grad, k.grad, v.grad
+    return out, q.grad, k.grad, v.grad, *(() if sinks is None else (sinks.grad,))
 
 
 @settings(max_examples=150, deadline=None)

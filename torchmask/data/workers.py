@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from threading import Thread
 from typing import Any, TypeVar
 
 from torchmask.errors import ConfigError, WorkerLost
@@ -69,7 +70,8 @@ def in_workers(
             "C09", message, fix="set num_workers: 0, or define functions at the top of a module"
         ) from error
     finally:
-        processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
+        processes = list((pool._processes or {}).values())
+        manager: Thread | None = getattr(pool, "_executor_manager_thread", None)
         pool.shutdown(wait=is_done, cancel_futures=True)
         if not is_done:  # an error or Ctrl-C: nobody wants what they are still at
             for process in processes:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torchmask.errors import WeightsError
 from torchmask.models.family import Family, sized
-from torchmask.modules.decoder import DecoderSpec
-from torchmask.modules.rope import LinearRopeScaling, Llama3RopeScaling, RopeScaling
+from torchmask.models.rope_config import read_rope, rope_entries
+from torchmask.modules.rope_scaling import Llama3RopeScaling
+from torchmask.modules.spec import DecoderSpec
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
@@ -44,7 +45,8 @@ def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise WeightsError("W05", f"hidden_act is {activation!r}; the Llama family uses 'silu'", where="config.json")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    head_dim = config.get("head_dim") or embed_dim // num_heads
+    rope = read_rope(config)
     return DecoderSpec(
         vocab_size=config["vocab_size"],
         embed_dim=embed_dim,
@@ -52,38 +54,22 @@ def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
         num_layers=config["num_hidden_layers"],
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=config.get("head_dim") or embed_dim // num_heads,
+        head_dim=head_dim,
         max_seq_len=config.get("max_position_embeddings", 2048),
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling(rope, config),
+        rope_base=rope.base,
+        rope_scaling=rope.scaling,
+        rope_dim=rope.dim(head_dim),
         tie_embeddings=config.get("tie_word_embeddings", False),
-        attention_bias=config.get("attention_bias", False),
+        qkv_bias=config.get("attention_bias", False),
+        o_bias=config.get("attention_bias", False),
         mlp_bias=config.get("mlp_bias", False),
-    )
-
-
-def _rope_scaling(rope: dict[str, Any], config: dict[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return LinearRopeScaling(factor=rope["factor"])
-    if kind == "llama3":
-        return Llama3RopeScaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_max_seq_len=rope.get("original_max_position_embeddings") or config["max_position_embeddings"],
-        )
-    raise WeightsError(
-        "W05", f"rope scaling {kind!r} is not known; known: default, linear, llama3", where="config.json"
     )
 
 
 def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
     """The config.json of a model with this architecture, as transformers reads it."""
-    config = {
+    return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "vocab_size": spec.vocab_size,
@@ -95,24 +81,12 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "max_position_embeddings": spec.max_seq_len,
         "rms_norm_eps": spec.norm_eps,
-        "rope_theta": spec.rope_base,
-        "rope_scaling": None,
+        **rope_entries(spec),
         "tie_word_embeddings": spec.tie_embeddings,
-        "attention_bias": spec.attention_bias,
+        "attention_bias": spec.qkv_bias,
         "mlp_bias": spec.mlp_bias,
         "hidden_act": "silu",
     }
-    if isinstance(spec.rope_scaling, LinearRopeScaling):
-        config["rope_scaling"] = {"rope_type": "linear", "factor": spec.rope_scaling.factor}
-    elif isinstance(spec.rope_scaling, Llama3RopeScaling):
-        config["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": spec.rope_scaling.factor,
-            "low_freq_factor": spec.rope_scaling.low_freq_factor,
-            "high_freq_factor": spec.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": spec.rope_scaling.original_max_seq_len,
-        }
-    return config
 
 
 FAMILY = Family(

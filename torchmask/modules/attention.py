@@ -14,52 +14,64 @@ from torchmask.modules.attention_flex import attend_flex
 from torchmask.modules.attention_kernels import ScoreRule, attend_parts
 from torchmask.modules.attention_mask import AttentionMask
 from torchmask.modules.attention_varlen import attend_varlen
+from torchmask.modules.norm import build_norm
 from torchmask.modules.rope import apply_rope
+from torchmask.modules.spec import DecoderSpec
 
 if TYPE_CHECKING:
-    from torchmask.modules.decoder import DecoderSpec
     from torchmask.modules.kv_cache import LayerCache
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with rotary positions and `num_kv_heads <= num_heads` (Ainslie et al. 2023, 2305.13245)."""
+    """Causal self-attention with `num_kv_heads <= num_heads` (Ainslie et al. 2023, 2305.13245).
 
-    def __init__(self, spec: "DecoderSpec") -> None:
+    Attributes:
+        sinks: [H], a score of each head that takes attention away from all keys; None where the spec has none.
+    """
+
+    sinks: Tensor | None
+
+    def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.head_dim, self.num_heads = spec.head_dim, spec.num_heads
-        self.scale, self.softcap, self.alibi = spec.attn_scale, spec.attn_softcap, spec.alibi
+        self.scale, self.softcap = spec.attn_scale, spec.attn_softcap
+        self.alibi, self.alibi_scale, self.qk_norm = spec.alibi, spec.alibi_scale, spec.qk_norm
         query_dim, kv_dim = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        self.q_proj = nn.Linear(spec.embed_dim, query_dim, bias=spec.attention_bias)
-        self.k_proj = nn.Linear(spec.embed_dim, kv_dim, bias=spec.attention_bias)
-        self.v_proj = nn.Linear(spec.embed_dim, kv_dim, bias=spec.attention_bias)
-        self.o_proj = nn.Linear(query_dim, spec.embed_dim, bias=spec.attention_bias)
+        self.q_proj = nn.Linear(spec.embed_dim, query_dim, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(spec.embed_dim, kv_dim, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(spec.embed_dim, kv_dim, bias=spec.qkv_bias)
+        self.o_proj = nn.Linear(query_dim, spec.embed_dim, bias=spec.o_bias)
+        if spec.qk_norm is not None:
+            self.q_norm = build_norm(spec, spec.head_dim if spec.qk_norm == "head" else query_dim)
+            self.k_norm = build_norm(spec, spec.head_dim if spec.qk_norm == "head" else kv_dim)
+        self.register_parameter("sinks", nn.Parameter(torch.zeros(spec.num_heads)) if spec.attn_sinks else None)
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor | None,
-        sin: Tensor | None,
-        mask: AttentionMask,
-        cache: "LayerCache | None" = None,
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: AttentionMask, cache: "LayerCache | None" = None
     ) -> Tensor:
         """Attended values.
 
         Args:
             x: [B, T, D].
-            cos, sin: [B, 1, T, C] of `rope_cos_sin`; None = nothing is rotated.
+            rope: cosines and sines of `rope_cos_sin`; None = nothing is rotated.
             mask: of this forward pass and kind of layer.
             cache: keys and values of earlier slots; this call's are appended.
 
         Returns:
             [B, T, D].
         """
-        q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if cos is not None and sin is not None:
-            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        q, k, v = self.q_proj(x), self.k_proj(x), self._heads(self.v_proj(x))
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._heads(q), self._heads(k)
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.append(k, v)
-        slopes = alibi_slopes(self.num_heads, q.device) if self.alibi else None
-        out = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, alibi_slopes=slopes)
+        slopes = alibi_slopes(self.num_heads, q.device) * self.alibi_scale if self.alibi else None
+        out = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, alibi_slopes=slopes, sinks=self.sinks)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -89,6 +101,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """softmax(scores) v under `mask`; see `ScoreRule` for what the scores are. Windows are the mask's business.
 
@@ -98,20 +111,22 @@ def attend(
         scale: of q k^T; None = 1 / sqrt(C).
         softcap: scores are squeezed into -softcap .. softcap, before any bias.
         alibi_slopes: [H]; scores fall by these a position of distance.
+        sinks: [H]; the score of a further key that everyone sees and whose value is 0 (arXiv 2508.10925, section 2.3).
 
     Returns:
         [B, H, T, C].
     """
     rule = ScoreRule(scale, softcap, alibi_slopes)
     if mask.parts is not None:
-        return _attend_parts(q, k, v, mask.parts, rule)
+        return _attend_parts(q, k, v, mask.parts, rule, sinks=sinks)
     if mask.documents is not None:
+        assert sinks is None, "the mask was built without `biased`"
         return attend_varlen(q, k, v, mask.documents, scale)
     if mask.blocks is not None:
-        return attend_flex(q, k, v, mask.blocks, rule, mask.positions)
-    if mask.reference is not None or not rule.is_plain:
+        return attend_flex(q, k, v, mask.blocks, rule, mask.positions, sinks=sinks)
+    if mask.reference is not None or not rule.is_plain or sinks is not None:
         visible = mask.reference if mask.reference is not None else mask.visible
-        return attend_dense(q, k, v, visible, rule=rule, positions=mask.positions)
+        return attend_dense(q, k, v, visible, rule=rule, positions=mask.positions, sinks=sinks)
     return scaled_dot_product_attention(
         q,
         k,
@@ -131,6 +146,7 @@ def attend_dense(
     *,
     rule: ScoreRule | None = None,
     positions: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The reference: every step written out, softmax in at least fp32.
 
@@ -138,6 +154,7 @@ def attend_dense(
         visible: [B, 1, T, S] bool; None = causal.
         rule: None = only scaled.
         positions: [B, S] int64 for ALiBi, the queries' the last T; None = slot numbers.
+        sinks: [H].
     """
     num_queries, num_keys = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
@@ -149,7 +166,11 @@ def attend_dense(
         positions = torch.arange(num_keys, device=q.device)[None]
     distances = (positions[:, -num_queries:, None] - positions[:, None, :])[:, None]  # [B, 1, T, S]
     scores = (rule or ScoreRule()).scores(q, k, distances)
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1).to(v.dtype) @ v
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1].to(v.dtype) @ v
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 # The parts differ from batch to batch: compiling for each would never end.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from torchmask.modules.attention_kernels import ScoreRule
@@ -20,15 +20,24 @@ BLOCK = 128
 
 
 def attend_flex(
-    q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, rule: ScoreRule, positions: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: BlockMask,
+    rule: ScoreRule,
+    positions: Tensor | None,
+    *,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """FlexAttention under a block mask; `positions` ([B, T]) are those of ALiBi."""
+    """FlexAttention under a block mask; `positions` ([B, T]) are those of ALiBi, `sinks` are [H]."""
     gqa = q.shape[1] != k.shape[1]
     score_mod = None if rule.is_plain else _score_mod(rule, positions)
-    out: Tensor = _kernel(q.device.type)(
-        q, k, v, block_mask=blocks, score_mod=score_mod, scale=rule.scale, enable_gqa=gqa
-    )
-    return out
+    options: dict[str, Any] = {"block_mask": blocks, "score_mod": score_mod, "scale": rule.scale, "enable_gqa": gqa}
+    if sinks is None:
+        out: Tensor = _kernel(q.device.type)(q, k, v, **options)
+        return out
+    out, aux = _kernel(q.device.type)(q, k, v, **options, return_aux=AuxRequest(lse=True))
+    return out * (aux.lse - sinks.to(aux.lse.dtype)[:, None]).sigmoid()[..., None].to(out.dtype)  # the keys' share
 
 
 @cache

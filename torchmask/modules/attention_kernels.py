@@ -68,19 +68,24 @@ class ScoreRule:
         return scores
 
 
-def attend_parts(q: Tensor, k: Tensor, v: Tensor, parts: AttentionParts, rule: ScoreRule) -> Tensor:
+def attend_parts(
+    q: Tensor, k: Tensor, v: Tensor, parts: AttentionParts, rule: ScoreRule, *, sinks: Tensor | None = None
+) -> Tensor:
     """Attention over parts.
 
     Args:
         q: [B, H, T, C].
         k, v: [B, K, T, C], K divides H.
+        sinks: [H]; see `attend`.
 
     Returns:
         [B, H, T, C].
     """
-    if q.device.type != "cpu" and rule.is_plain and _side_by_side(parts):
+    if sinks is not None:
+        parts = parts.with_nobody_alone()  # a slot that sees only itself has a choice now
+    elif q.device.type != "cpu" and rule.is_plain and _side_by_side(parts):
         return _attend_slices(q, k, v, parts, rule)
-    out: Tensor = _PartsAttention.apply(q, k, v, parts, rule)
+    out: Tensor = _PartsAttention.apply(q, k, v, sinks, parts, rule)
     return out
 
 
@@ -113,11 +118,14 @@ def _attend_slices(q: Tensor, k: Tensor, v: Tensor, parts: AttentionParts, rule:
 
 class _PartsAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: AttentionParts, rule: ScoreRule) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, parts: AttentionParts, rule: ScoreRule
+    ) -> Tensor:
         groups = q.shape[1] // k.shape[1]
         query, key, value = _flat(q), _flat(k, groups), _flat(v, groups)
         precise = torch.promote_types(q.dtype, torch.float32)
-        out = query.new_empty(*query.shape[:2], value.shape[2], dtype=precise if parts.across else q.dtype)  # [N, H, C]
+        changes = bool(parts.across) or sinks is not None  # results are not final when they are first written
+        out = query.new_empty(*query.shape[:2], value.shape[2], dtype=precise if changes else q.dtype)  # [N, H, C]
         lse = query.new_zeros(query.shape[1], query.shape[0], dtype=precise)  # [H, N]
         for stretch in parts.alone:
             out[stretch] = value[stretch]
@@ -128,15 +136,19 @@ class _PartsAttention(torch.autograd.Function):
         for part, use_fused in _ways(parts.across, rule, q, v):
             result, sums = _forward(part, use_fused, query, key, value, rule)
             _merge(out, lse, part, result, sums)
+        if sinks is not None:  # one more key for everyone, whose value is 0
+            sink = sinks.to(precise)[:, None]
+            out *= (lse - sink).sigmoid().T[..., None]
+            lse = torch.logaddexp(lse, sink)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, sinks, out, lse)
         ctx.parts, ctx.rule = parts, rule
         return out.unflatten(0, (q.shape[0], q.shape[2])).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, sinks, out, lse = ctx.saved_tensors
         parts, rule, groups = ctx.parts, ctx.rule, q.shape[1] // k.shape[1]
         query, key, value, grad = _flat(q), _flat(k, groups), _flat(v, groups), _flat(grad_out)
         precise = lse.dtype
@@ -151,7 +163,14 @@ class _PartsAttention(torch.autograd.Function):
         if groups > 1:
             grads[1:] = [x.unflatten(1, (-1, groups)).sum(2) for x in grads[1:]]
         query_grad, key_grad, value_grad = (x.to(q.dtype).unflatten(0, shapes).transpose(1, 2) for x in grads)
-        return query_grad, key_grad, value_grad, None, None
+        sinks_grad = None if sinks is None else _sinks_grad(sinks, grad, out, lse)
+        return query_grad, key_grad, value_grad, sinks_grad, None, None
+
+
+def _sinks_grad(sinks: Tensor, grad: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+    """[H]: the sums of -share (dO . O) over queries, from [N, H, C] gradients and results, [H, N] log-sum-exps."""
+    shares = (sinks.to(lse.dtype)[:, None] - lse).exp()
+    return -(shares * (grad * out).sum(-1, dtype=lse.dtype).T).sum(-1).to(sinks.dtype)
 
 
 def _flat(x: Tensor, groups: int = 1) -> Tensor:

@@ -117,3 +117,12 @@ class AttentionParts:
     alone: tuple[slice, ...]
     limits: Limits
     is_plain_causal: bool
+
+    def with_nobody_alone(self) -> "AttentionParts":
+        """The same pairs, those of `alone` as parts as well."""
+        if not self.alone:
+            return self
+        device = self.limits.until.device
+        slots = torch.cat([torch.arange(s.start, s.stop, device=device) for s in self.alone])[:, None]
+        single = Part(slots, slots, causal=True, masked=False, limits=self.limits)
+        return AttentionParts((*self.own, single), self.across, (), self.limits, False)

@@ -6,7 +6,6 @@ get them ready made.
 Legend: B rows, T slots, D embed_dim, V vocab_size.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,94 +15,69 @@ from torch.utils.checkpoint import checkpoint
 from torchmask.modules.attention import SelfAttention
 from torchmask.modules.attention_mask import AttentionMask, build_attention_mask
 from torchmask.modules.attention_varlen import heads_fit
+from torchmask.modules.head import Head
 from torchmask.modules.kv_cache import KVCache, LayerCache
-from torchmask.modules.mlp import GatedMLP
-from torchmask.modules.rope import RopeScaling, rope_cos_sin
+from torchmask.modules.mlp import MLP, GatedMLP
+from torchmask.modules.moe import MoE
+from torchmask.modules.norm import build_norm
+from torchmask.modules.rope import document_lengths_of_slots, rope_cos_sin
+from torchmask.modules.rope_scaling import BY_LENGTH, RopeScaling
+from torchmask.modules.spec import DecoderSpec
 
 AttentionBackend = Literal["auto", "dense", "sdpa", "flex", "varlen"]
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """The architecture of a decoder, as named facts; no field is a model's name.
-
-    Attributes:
-        vocab_size: V, rows of the embedding.
-        embed_dim: D.
-        intermediate_dim: width of the feed-forward block.
-        num_kv_heads: divides num_heads.
-        head_dim: C; num_heads * head_dim need not be embed_dim.
-        max_seq_len: the longest sequence the model was made for, in tokens; not enforced by the decoder.
-        norm_eps: added to the mean square in RMSNorm.
-        rope_base: base of the rotary wavelengths.
-        tie_embeddings: the output head is the embedding.
-        attention_bias: q, k, v and o projections have biases.
-        mlp_bias: the feed-forward projections have biases.
-        sliding_window: how many positions back, itself included, a token of a windowed layer sees; None = everything.
-        window_pattern: which layers are windowed, repeated over the layers: (True, False) = every other one.
-        attn_scale: of q k^T; None = 1 / sqrt(head_dim).
-        attn_softcap: attention scores are squeezed into -attn_softcap .. attn_softcap.
-        alibi: scores fall linearly with distance, in place of rotary positions (Press et al. 2022, 2108.12409).
-    """
-
-    vocab_size: int
-    embed_dim: int
-    intermediate_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_seq_len: int
-    norm_eps: float = 1e-5
-    rope_base: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    tie_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    sliding_window: int | None = None
-    window_pattern: tuple[bool, ...] = (True,)
-    attn_scale: float | None = None
-    attn_softcap: float | None = None
-    alibi: bool = False
-
-    def window_of(self, layer: int) -> int | None:
-        """The sliding window of a layer."""
-        return self.sliding_window if self.window_pattern[layer % len(self.window_pattern)] else None
+CosSin = tuple[Tensor, Tensor]
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm block: attention, then feed-forward, each added to its input.
+    """Attention, then feed-forward (or both at once), each added to its input.
 
     Attributes:
         checkpoint_activations: keep only the block's input for the backward pass and compute the rest again.
     """
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.attn_norm = nn.RMSNorm(spec.embed_dim, eps=spec.norm_eps)  # at least fp32 inside, whatever the dtype
+        before, after = spec.norm_placement != "post", spec.norm_placement != "pre"
+        has_mlp_norm = before and not (spec.parallel_residual and spec.shared_norm)
+        self.attn_norm = build_norm(spec, spec.embed_dim) if before else nn.Identity()
         self.attn = SelfAttention(spec)
-        self.mlp_norm = nn.RMSNorm(spec.embed_dim, eps=spec.norm_eps)
-        self.mlp = GatedMLP(spec.embed_dim, spec.intermediate_dim, bias=spec.mlp_bias)
+        self.attn_post_norm = build_norm(spec, spec.embed_dim) if after else nn.Identity()
+        self.mlp_norm = build_norm(spec, spec.embed_dim) if has_mlp_norm else nn.Identity()
+        self.mlp = _feed_forward(spec, layer)
+        self.mlp_post_norm = build_norm(spec, spec.embed_dim) if after else nn.Identity()
+        self.spec = spec
         self.checkpoint_activations = False
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor | None,
-        sin: Tensor | None,
-        mask: AttentionMask,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: CosSin | None, mask: AttentionMask, cache: LayerCache | None = None) -> Tensor:
         """[B, T, D] to [B, T, D]."""
+        block = self._parallel if self.spec.parallel_residual else self._sequential
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(self._block, x, cos, sin, mask, cache, use_reentrant=False)
-        return self._block(x, cos, sin, mask, cache)
+            return checkpoint(block, x, rope, mask, cache, use_reentrant=False)
+        return block(x, rope, mask, cache)
 
-    def _block(
-        self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: AttentionMask, cache: LayerCache | None
-    ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), cos, sin, mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
+    def _sequential(self, x: Tensor, rope: CosSin | None, mask: AttentionMask, cache: LayerCache | None) -> Tensor:
+        normed = self.attn_norm(x)
+        attended = self.attn_post_norm(self.attn(normed, rope, mask, cache))
+        x = self._add(normed if self.spec.residual_from_norm else x, attended)
+        normed = self.mlp_norm(x)
+        return self._add(normed if self.spec.residual_from_norm else x, self.mlp_post_norm(self.mlp(normed)))
+
+    def _parallel(self, x: Tensor, rope: CosSin | None, mask: AttentionMask, cache: LayerCache | None) -> Tensor:
+        normed = self.attn_norm(x)
+        attended = self.attn_post_norm(self.attn(normed, rope, mask, cache))
+        fed = self.mlp_post_norm(self.mlp(normed if self.spec.shared_norm else self.mlp_norm(x)))
+        return self._add(normed if self.spec.residual_from_norm else x, attended + fed)
+
+    def _add(self, x: Tensor, more: Tensor) -> Tensor:
+        return x + more if self.spec.residual_scale == 1 else x + more * self.spec.residual_scale
+
+
+def _feed_forward(spec: DecoderSpec, layer: int) -> nn.Module:
+    experts = spec.moe_of(layer)
+    if experts is not None:
+        return MoE(spec.embed_dim, experts, activation=spec.activation)
+    block = GatedMLP if spec.gated_mlp else MLP
+    return block(spec.embed_dim, spec.intermediate_dim, bias=spec.mlp_bias, activation=spec.activation)
 
 
 class Decoder(nn.Module):
@@ -125,9 +99,11 @@ class Decoder(nn.Module):
         self.spec = spec
         self.attention = attention
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.embed_dim)
-        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.num_layers))
-        self.norm = nn.RMSNorm(spec.embed_dim, eps=spec.norm_eps)
-        self.lm_head = nn.Linear(spec.embed_dim, spec.vocab_size, bias=False)
+        self.embed_positions = nn.Embedding(spec.max_seq_len, spec.embed_dim) if spec.learned_positions else None
+        self.embed_norm = build_norm(spec, spec.embed_dim) if spec.embed_norm else nn.Identity()
+        self.layers = nn.ModuleList(DecoderLayer(spec, i) for i in range(spec.num_layers))
+        self.norm = build_norm(spec, spec.embed_dim)
+        self.lm_head = Head(spec)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -156,19 +132,40 @@ class Decoder(nn.Module):
         Returns:
             [B, T, D] in the parameters' dtype.
         """
-        x = self.embed_tokens(tokens)
-        first = 0 if cache is None else cache.length
+        spec, first = self.spec, 0 if cache is None else cache.length
         if positions is None:
             positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)[None]
+        x = self._embed(tokens, positions)
         masks = self._masks(tokens, positions, visible_until, visible_from, cache)
-        spec, cos, sin = self.spec, None, None
-        if not spec.alibi:
-            cos, sin = rope_cos_sin(
-                positions, spec.head_dim, base=spec.rope_base, scaling=spec.rope_scaling, dtype=x.dtype
-            )
+        ropes = self._ropes(positions, visible_until if cache is None else None, x.dtype)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, masks[spec.window_of(i)], None if cache is None else cache.layers[i])
+            mask, rope = masks[spec.window_of(i)], ropes.get(spec.rope_of(i))
+            x = layer(x, rope, mask, None if cache is None else cache.layers[i])
         return self.norm(x)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.embed_tokens(tokens)
+        if self.spec.embed_scale != 1:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions)
+        return self.embed_norm(x)
+
+    def _ropes(
+        self, positions: Tensor, visible_until: Tensor | None, dtype: torch.dtype
+    ) -> dict[tuple[float, RopeScaling | None] | None, CosSin]:
+        """Cosines and sines of every kind of layer that has them, by base and scaling."""
+        spec = self.spec
+        kinds = {spec.rope_of(i) for i in range(spec.num_layers)} - {None}
+        lengths = None
+        if any(isinstance(scaling, BY_LENGTH) for _, scaling in filter(None, kinds)):
+            lengths = document_lengths_of_slots(positions, visible_until)
+        return {
+            (base, scaling): rope_cos_sin(
+                positions, spec.rope_dim or spec.head_dim, base=base, scaling=scaling, dtype=dtype, lengths=lengths
+            )
+            for base, scaling in filter(None, kinds)
+        }
 
     def _masks(
         self,
@@ -180,7 +177,7 @@ class Decoder(nn.Module):
     ) -> dict[int | None, AttentionMask]:
         """The mask of every kind of layer, by its window."""
         spec = self.spec
-        biased = spec.alibi or spec.attn_softcap is not None
+        biased = spec.alibi or spec.attn_softcap is not None or spec.attn_sinks
         masks = {}
         for window in {spec.window_of(i) for i in range(spec.num_layers)}:
             if cache is None:

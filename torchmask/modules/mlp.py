@@ -1,18 +1,53 @@
 """Feed-forward blocks."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, relu, silu
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "relu": relu,
+}
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv 2002.05202, eq. 6): down(silu(gate(x)) * up(x))."""
+    """SwiGLU and its relatives (Shazeer 2020, arXiv 2002.05202, eq. 6): down(act(gate(x)) * up(x))."""
 
-    def __init__(self, embed_dim: int, intermediate_dim: int, *, bias: bool) -> None:
+    def __init__(self, embed_dim: int, intermediate_dim: int, *, bias: bool, activation: Activation = "silu") -> None:
         super().__init__()
         self.gate_proj = nn.Linear(embed_dim, intermediate_dim, bias=bias)
         self.up_proj = nn.Linear(embed_dim, intermediate_dim, bias=bias)
         self.down_proj = nn.Linear(intermediate_dim, embed_dim, bias=bias)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLP(nn.Module):
+    """The original block (Vaswani et al. 2017, arXiv 1706.03762, eq. 2): down(act(up(x)))."""
+
+    def __init__(self, embed_dim: int, intermediate_dim: int, *, bias: bool, activation: Activation) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(embed_dim, intermediate_dim, bias=bias)
+        self.down_proj = nn.Linear(intermediate_dim, embed_dim, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+def clamped_gate(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """GPT-OSS's gate (arXiv 2508.10925, section 2.2): both clamped, x * sigmoid(1.702 x) times one more than `up`."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)

@@ -1,0 +1,150 @@
+"""What config.json says of rotary positions, in the old spelling (`rope_theta`, `rope_scaling`) and the new one.
+
+The new one is `rope_parameters`: flat, or one table for each type of layer.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torchmask.errors import WeightsError
+from torchmask.modules.rope_scaling import (
+    DynamicRopeScaling,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
+)
+from torchmask.modules.spec import DecoderSpec
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of one kind of layer.
+
+    Attributes:
+        base: of the wavelengths.
+        fraction: of each head's channels that are rotated.
+    """
+
+    base: float
+    scaling: RopeScaling | None
+    fraction: float
+
+    def dim(self, head_dim: int) -> int | None:
+        """`DecoderSpec.rope_dim`: rotated channels, None = all."""
+        return None if self.fraction == 1 else int(head_dim * self.fraction)
+
+
+def read_rope(
+    config: dict[str, Any],
+    *,
+    default_base: float = 10_000.0,
+    layer_type: str = "full_attention",
+    base_key: str = "rope_theta",
+    fraction_key: str = "partial_rotary_factor",
+    default_fraction: float = 1.0,
+) -> Rope:
+    """The rotary positions of a type of layer.
+
+    Args:
+        config: the content of a config.json.
+        default_base, default_fraction: where it says nothing.
+        base_key, fraction_key: their names in the old spelling.
+
+    Raises:
+        WeightsError: W05, an unknown scaling.
+    """
+    table = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    nested = [key for key in LAYER_TYPES if key in table]
+    if nested:
+        table = table.get(layer_type) or {}
+    base = table.get("rope_theta") or config.get(base_key) or default_base
+    fraction = table.get("partial_rotary_factor", config.get(fraction_key, default_fraction))
+    return Rope(float(base), _scaling(table, config), float(1.0 if fraction is None else fraction))
+
+
+def _scaling(table: dict[str, Any], config: dict[str, Any]) -> RopeScaling | None:
+    kind = table.get("rope_type") or table.get("type") or "default"
+    longest = config.get("max_position_embeddings", 2048)
+    original = (
+        config.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or longest
+    )
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearRopeScaling(factor=table["factor"])
+    if kind == "dynamic":
+        return DynamicRopeScaling(factor=table["factor"], original_max_seq_len=longest)
+    if kind == "llama3":
+        return Llama3RopeScaling(
+            factor=table["factor"],
+            low_freq_factor=table["low_freq_factor"],
+            high_freq_factor=table["high_freq_factor"],
+            original_max_seq_len=original,
+        )
+    factor = table.get("factor") or longest / original
+    if kind in ("longrope", "su") or (kind == "yarn" and "short_factor" in table):  # Phi-3's first names for it
+        sharper = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        return LongRopeScaling(
+            short_factors=tuple(table["short_factor"]),
+            long_factors=tuple(table["long_factor"]),
+            original_max_seq_len=original,
+            attention_factor=float(table.get("attention_factor") or sharper),
+        )
+    if kind == "yarn":
+        return YarnRopeScaling(
+            factor=factor,
+            original_max_seq_len=original,
+            attention_factor=_yarn_attention(table, factor),
+            beta_fast=table.get("beta_fast") or 32.0,
+            beta_slow=table.get("beta_slow") or 1.0,
+            truncate=table.get("truncate", True),
+        )
+    known = "default, linear, dynamic, llama3, yarn, longrope"
+    raise WeightsError("W05", f"rope scaling {kind!r} is not known; known: {known}", where="config.json")
+
+
+def _yarn_attention(table: dict[str, Any], factor: float) -> float:
+    def sharper(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1
+
+    if table.get("attention_factor") is not None:
+        return float(table["attention_factor"])
+    if table.get("mscale") and table.get("mscale_all_dim"):
+        return sharper(table["mscale"]) / sharper(table["mscale_all_dim"])
+    return sharper(1.0)
+
+
+def rope_entries(spec: DecoderSpec) -> dict[str, Any]:
+    """The entries of config.json for a spec's rotary positions (of layers without a window, where they differ)."""
+    entries: dict[str, Any] = {"rope_theta": spec.rope_base, "rope_scaling": _scaling_entry(spec.rope_scaling)}
+    if spec.rope_dim is not None:
+        entries["partial_rotary_factor"] = spec.rope_dim / spec.head_dim
+    if isinstance(spec.rope_scaling, LongRopeScaling):
+        entries["original_max_position_embeddings"] = spec.rope_scaling.original_max_seq_len
+    return entries
+
+
+def _scaling_entry(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    kinds = {
+        LinearRopeScaling: "linear",
+        DynamicRopeScaling: "dynamic",
+        Llama3RopeScaling: "llama3",
+        LongRopeScaling: "longrope",
+        YarnRopeScaling: "yarn",
+    }
+    names = {
+        "original_max_seq_len": "original_max_position_embeddings",
+        "short_factors": "short_factor",
+        "long_factors": "long_factor",
+    }
+    facts = {names.get(key, key): list(v) if isinstance(v, tuple) else v for key, v in asdict(scaling).items()}
+    if isinstance(scaling, DynamicRopeScaling):
+        del facts["original_max_position_embeddings"]  # it is max_position_embeddings
+    return {"rope_type": kinds[type(scaling)], **facts}
