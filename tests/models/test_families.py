@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from torchmask import models
+from torchmask.generation import generate
+from torchmask.generation.decoding import num_new_tokens
 from torchmask.models import from_config, from_pretrained, read_config, save_pretrained
 from torchmask.models.folder import family_of
 from torchmask.modules import linear_cross_entropy
@@ -176,6 +178,18 @@ def test_in_fp64_hidden_tokens_and_prompts_that_see_both_ways_are_what_the_dense
     assert not torch.equal(before[:, 4], after[:, 4])
     before[:, 4] = after[:, 4] = 0
     assert torch.equal(before, after), "a later token sees a hidden one"
+
+
+@torch.no_grad()
+def test_greedy_ids_of_unequal_prompts_are_those_of_transformers_over_64_tokens(pair):
+    theirs, ours, _ = pair
+    prompts = [tokens_of(ours, 1, n, seed=n) for n in (13, 1, 6)]
+    room = [num_new_tokens(ours, p.shape[1], 64) for p in prompts]
+    own = generate(ours, [p[0].tolist() for p in prompts], max_new_tokens=64)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for prompt, new, n in zip(prompts, own, room, strict=True):
+        ids = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=n, **options)
+        assert new == ids[0, prompt.shape[1] :].tolist()
 
 
 @torch.no_grad()

@@ -54,3 +54,19 @@ def test_a_cache_that_is_full_takes_no_more(model):
     cache = model.new_cache(1, 2)
     with pytest.raises(AssertionError, match="3 slots do not fit into a cache of 2"):
         model(torch.tensor([[5, 6, 7]]), cache=cache)
+
+
+def test_windowed_layers_hold_the_window_alone():
+    torch.manual_seed(0)
+    spec = DecoderSpec(
+        vocab_size=97, embed_dim=32, intermediate_dim=56, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
+        max_seq_len=64, sliding_window=6, window_pattern=(True, True, False),
+    )  # fmt: skip
+    model = Decoder(spec).double()
+    tokens = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(0))
+    for sizes in ([17, 1, 1, 5, 16], [2, 1, 1, 1, 1, 1, 1, 32]):
+        cache = model.new_cache(2, 40)
+        parts = [model(part, cache=cache) for part in tokens.split(sizes, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=0, atol=1e-12)
+        assert [layer.keys.shape[2] for layer in cache.layers] == [5, 5, 40]
+        assert cache.layers[0].keys.untyped_storage().nbytes() == 2 * 2 * 5 * 8 * 8

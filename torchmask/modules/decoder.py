@@ -203,7 +203,8 @@ class Decoder(nn.Module):
 
     def new_cache(self, num_rows: int, num_slots: int) -> KVCache:
         """An empty cache for `num_rows` sequences of up to `num_slots` tokens."""
-        return KVCache(num_rows, num_slots, num_layers=self.spec.num_layers, device=self.embed_tokens.weight.device)
+        windows = [self.spec.window_of(i) for i in range(self.spec.num_layers)]
+        return KVCache(num_rows, num_slots, windows=windows, device=self.embed_tokens.weight.device)
 
     def _backend(self) -> str:
         weight = self.embed_tokens.weight

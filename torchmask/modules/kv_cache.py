@@ -1,10 +1,12 @@
 """Keys and values of the tokens a model has already read, so that generation reads each token once.
 
 Memory for all slots is taken at the first append, in the dtype and on the device of what is appended: under FSDP2 or
-mixed precision those are not the parameters'.
+mixed precision those are not the parameters'. Layers with a sliding window hold the window alone.
 
 Legend: B rows, S slots of the cache, K kv heads, C head_dim.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,17 +16,24 @@ from torchmask.modules.visibility import Visibility
 
 
 class LayerCache:
-    """One layer's keys and values, [B, K, S, C] each, filled from slot 0."""
+    """One layer's keys and values, [B, K, S, C] each, filled from slot 0; of a windowed layer, those still in sight.
+
+    Args:
+        window: slots that a query sees, itself included; None = all.
+    """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, window: int | None = None) -> None:
         self.num_slots = num_slots
+        self.num_kept = None if window is None or window > num_slots else window - 1
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, after k and v ([B, K, T, C]) were added."""
+        """The keys and values that the added slots may see, after k and v ([B, K, T, C]) were added."""
+        if self.num_kept is not None:
+            return self._append_to_window(k, v, self.num_kept)
         if self.length == 0:
             shape = (*k.shape[:2], self.num_slots, k.shape[3])
             self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
@@ -34,6 +43,15 @@ class LayerCache:
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
+    def _append_to_window(self, k: Tensor, v: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+        new = k.shape[2]
+        if self.length > 0:
+            k, v = torch.cat((self.keys, k), dim=2), torch.cat((self.values, v), dim=2)
+        first = max(0, k.shape[2] - num_kept)
+        self.keys, self.values = (x[:, :, first:].clone() for x in (k, v))  # a view would keep all that was cut off
+        self.length += new
+        return k, v
+
 
 class KVCache:
     """All layers' keys and values, and what the mask needs to know of every slot.
@@ -41,15 +59,16 @@ class KVCache:
     Args:
         num_rows: B.
         num_slots: S, the longest prompt plus the tokens to be generated.
-        num_layers: of the model.
+        windows: the sliding window of each layer, None = none. Slots after the first call's must then have positions
+            that grow by one a slot, as those of generated tokens do.
         device: of the model.
 
     Attributes:
         visible_until, visible_from, positions: [B, S] int64; of slots that are not filled yet, those of a plain row.
     """
 
-    def __init__(self, num_rows: int, num_slots: int, *, num_layers: int, device: torch.device) -> None:
-        self.layers = [LayerCache(num_slots) for _ in range(num_layers)]
+    def __init__(self, num_rows: int, num_slots: int, *, windows: Sequence[int | None], device: torch.device) -> None:
+        self.layers = [LayerCache(num_slots, window) for window in windows]
         self.visible_until = torch.full((num_rows, num_slots), num_slots, device=device)
         self.visible_from = torch.arange(num_slots, device=device).repeat(num_rows, 1)
         self.positions = self.visible_from.clone()
@@ -93,8 +112,10 @@ class KVCache:
             return build_attention_mask(
                 until, known, backend="sdpa", visible_from=since, positions=known, window=window, biased=biased
             )
-        visibility = Visibility(self.visible_until[:, :stop], self.visible_from[:, :stop], known, window)
-        return AttentionMask(visible=visibility.table(first_query=start)[:, None], positions=known)
+        first = 0 if window is None else max(0, start - (window - 1))  # the first slot that a windowed layer holds
+        until, since = (x[:, first:stop] - first for x in (self.visible_until, self.visible_from))
+        visibility = Visibility(until, since, known[:, first:], window)
+        return AttentionMask(visible=visibility.table(start - first)[:, None], positions=known[:, first:])
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drops all rows but these ([B'] int64, in this order), so that finished sequences cost nothing more."""
