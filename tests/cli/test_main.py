@@ -107,15 +107,11 @@ def test_a_wrong_verb_is_a_usage_error(capsys):
     assert "invalid choice" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_is_no_error():
-    head = subprocess.run(
-        f"{sys.executable} -m torchmask run --help | head -1",
-        shell=True,
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    assert head.stdout.startswith("usage") and head.stderr == ""
+@pytest.mark.parametrize("words", ["run --help", "inspect --config tiny/qa", "inspect --config tiny/qa --json"])
+def test_a_reader_that_leaves_is_no_error(words):
+    command = f"set -o pipefail; {sys.executable} -m torchmask {words} | head -1"
+    head = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)
+    assert head.returncode == 0 and len(head.stdout.splitlines()) == 1 and head.stderr == ""
 
 
 def test_validate_takes_overrides_after_its_options(capsys):

@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
+    except BrokenPipeError as error:
+        if words[:1] == ["run"]:
+            return report(error, debug="--debug" in words)
+        _write_nowhere()
+        return 0
     except BaseException as error:
         return report(error, debug="--debug" in words)
 
@@ -49,14 +54,19 @@ def entry_point() -> None:
     code = main()
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `torchmask ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _write_nowhere()
     if code != 0 and "TORCHELASTIC_RUN_ID" in os.environ:
         # A worker of several that gave up: gloo's threads still wait for the others, and the orderly way out would
         # end in an abort ("terminate called without an active exception") one time in three.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _write_nowhere() -> None:
+    """Whoever reads has seen enough (`torchmask ls | head`): what is still to be written goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

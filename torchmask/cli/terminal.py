@@ -29,9 +29,16 @@ _BARS = "▏▎▍▌▋▊▉█"
 _BAR_WIDTH = 40
 
 
+class _Pipe(Console):
+    """A console that leaves it to the verb what a closed pipe means; rich's own exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console_for(stream: TextIO | None = None) -> Console:
     """A console that writes text as it is: no markup, no highlighting."""
-    return Console(file=stream, markup=False, highlight=False, emoji=False)
+    return _Pipe(file=stream, markup=False, highlight=False, emoji=False)
 
 
 def print_indented(console: Console, text: Text, by: int = 2) -> None:
