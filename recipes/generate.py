@@ -59,6 +59,7 @@ class Config:
     batch_size: int = 16  # prompts completed at a time
     device: str = "auto"  # auto | cpu | cuda
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the parameters
+    prefix: Literal["causal", "bidirectional"] = "causal"  # as in the packing it was trained with
     output_file: str | None = None  # JSON lines with prompt, completion, num_tokens, finish_reason
 
     def __post_init__(self) -> None:
@@ -113,6 +114,7 @@ def main(cfg: Config) -> None:
                 top_p=cfg.top_p,
                 seed=cfg.seed,
                 stop_ids=tokenizer.stop_ids,
+                prefix=cfg.prefix,
                 first_index=first,
                 on_token=show_as_it_comes(stream) if is_streamed else watch_for(cfg.stop, tokenizer),
             )

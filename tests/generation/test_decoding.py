@@ -82,6 +82,28 @@ def test_a_completion_equals_the_argmax_of_full_forward_passes(model):
     assert found == [_without_cache(model, prompt, 20) for prompt in PROMPTS]
 
 
+LONG_ROPE = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0, 4.0, 6.0, 8.0]}
+
+
+@pytest.mark.parametrize("rope", [None, {**LONG_ROPE, "original_max_position_embeddings": 9}], ids=["plain", "long"])
+@pytest.mark.parametrize("prefix", ["causal", "bidirectional"])
+def test_completions_are_those_of_full_forward_passes_under_every_mask(prefix, rope):
+    model = from_config({**TINY, "rope_scaling": rope}, dtype=torch.float64, seed=3)
+
+    def since(prompt, tokens):
+        n = len(prompt) if prefix == "bidirectional" else 0
+        return torch.tensor([[0] * n + [*range(n, len(tokens))]])
+
+    for prompt, completion in zip(PROMPTS, generate(model, PROMPTS, max_new_tokens=12, prefix=prefix)):
+        tokens = list(prompt)
+        for _ in range(12):
+            hidden = model(torch.tensor([tokens]), visible_from=since(prompt, tokens))
+            tokens.append(model.lm_head(hidden)[0, -1].argmax().item())
+        assert completion == tokens[len(prompt) :]
+    if prefix == "bidirectional":
+        assert generate(model, PROMPTS, max_new_tokens=12) != generate(model, PROMPTS, max_new_tokens=12, prefix=prefix)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0.9, "seed": 4}, {"temperature": 1.0, "top_p": 0.8, "seed": 4}]
 )

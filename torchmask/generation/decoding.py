@@ -11,6 +11,7 @@ Legend: B rows, T slots of the longest prompt, N tokens to generate, V vocab_siz
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
     stop_ids: Sequence[int] = (),
+    prefix: Literal["causal", "bidirectional"] = "causal",
     first_index: int = 0,
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
@@ -56,6 +58,7 @@ def generate(
         top_k, top_p: see `sample`; they have no effect on the most probable token.
         seed: with a prompt's index it determines the prompt's random numbers; None takes one from the system.
         stop_ids: tokens that end a completion.
+        prefix: `bidirectional` = all tokens of a prompt see the whole prompt, for models trained with such packs.
         first_index: the index of the first prompt, where the prompts are a part of a longer list.
         on_token: called for every new token in turn; costs a copy to the host each step.
 
@@ -71,47 +74,96 @@ def generate(
         return [[] for _ in prompts]
     device = model.embed_tokens.weight.device
     room = [num_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
-    num_steps = max(room)
     budgets = torch.tensor(room, device=device)
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.int64, device=device)
     if temperature > 0:
         seed = secrets.randbits(64) if seed is None else seed
-        draws = [uniforms_of(seed, first_index + i, num_steps) for i in range(len(prompts))]
+        draws = [uniforms_of(seed, first_index + i, max(room)) for i in range(len(prompts))]
         uniforms = torch.stack(draws).to(device)  # [B, N]
 
-    rows = torch.arange(len(prompts), device=device)  # the prompt that each row of the cache belongs to
-    finished = torch.zeros_like(rows, dtype=torch.bool)
-    new_tokens = rows.new_zeros(len(prompts), num_steps)
-    num_kept = rows.new_zeros(len(prompts))
-    tokens, positions, visible_until = left_padded(prompts, device)
-    cache = model.new_cache(len(prompts), tokens.shape[1] + num_steps - 1)  # the last token is not read again
+    running = _Running(model, prompts, num_steps=max(room), prefix=prefix)
+    num_kept = torch.zeros_like(running.rows)
+    finished = torch.zeros_like(running.rows, dtype=torch.bool)
     with _evaluating(model):
-        for step in range(num_steps):
-            hidden = model(tokens, positions, visible_until, cache=cache)
-            logits = model.lm_head(hidden[:, -1])  # [B, V]
-            if step == 0 and logits.isnan().any():
-                raise DivergedError("R01", "the model's logits are not numbers", fix="check the checkpoint's weights")
+        for step in range(max(room)):
+            logits = running.logits(step)
             if temperature > 0:
-                token = sample(logits, uniforms[rows, step], temperature=temperature, top_k=top_k, top_p=top_p)
+                chances = uniforms[running.rows, step]
+                token = sample(logits, chances, temperature=temperature, top_k=top_k, top_p=top_p)
             else:
                 token = logits.argmax(-1)
 
             finished |= torch.isin(token, stops)
-            new_tokens[rows, step] = token
-            num_kept[rows] += ~finished
+            num_kept[running.rows] += ~finished
             if on_token is not None:
-                finished |= _told(on_token, rows, token, finished)
-            finished |= budgets[rows] == step + 1
+                finished |= _told(on_token, running.rows, token, finished)
+            finished |= budgets[running.rows] == step + 1
+            running.add(token, step)
             num_running = len(finished) - int(finished.sum())
             if num_running == 0:
                 break
-            positions, visible_until = positions[:, -1:] + 1, None
             if num_running <= len(finished) // 2:
-                running = (~finished).nonzero()[:, 0]
-                rows, token, positions, finished = rows[running], token[running], positions[running], finished[running]
-                cache.keep_rows(running)
-            tokens = token[:, None]
-    return [row[:length] for row, length in zip(new_tokens.tolist(), num_kept.tolist())]
+                running.keep((~finished).nonzero()[:, 0])
+                finished = torch.zeros_like(running.rows, dtype=torch.bool)
+    return [row[:length] for row, length in zip(running.new_tokens.tolist(), num_kept.tolist())]
+
+
+class _Running:
+    """The completions that go on: their cache and what the model reads next.
+
+    Attributes:
+        rows: [B'] int64, the prompt that each row of the cache belongs to.
+        new_tokens: [B, N] int64, of every prompt.
+    """
+
+    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int]], *, num_steps: int, prefix: str) -> None:
+        self._model, self._prompts, self._num_steps, self._prefix = model, prompts, num_steps, prefix
+        device = model.embed_tokens.weight.device
+        self.rows = torch.arange(len(prompts), device=device)
+        self.new_tokens = self.rows.new_zeros(len(prompts), num_steps)
+        self._read(prompts, left=num_steps)
+        switch = model.spec.rope_switches_after
+        self._switches = set() if switch is None else {switch + 1 - len(prompt) for prompt in prompts}
+
+    def _read(self, texts: Sequence[Sequence[int]], *, left: int) -> None:
+        """Begins a cache that has room for `left` more tokens; the last of them is not read again."""
+        device = self.rows.device
+        self._tokens, self._positions, self._visible_until = left_padded(texts, device)
+        self._cache = self._model.new_cache(len(texts), self._tokens.shape[1] + left - 1)
+        self._visible_from = None
+        if self._prefix == "bidirectional":
+            lengths = torch.tensor([[len(self._prompts[row])] for row in self.rows.tolist()], device=device)
+            slots = torch.arange(self._tokens.shape[1], device=device)
+            starts = len(slots) - torch.tensor([[len(text)] for text in texts], device=device)
+            in_prompt = (slots >= starts) & (slots < starts + lengths)
+            self._visible_from = torch.where(in_prompt, starts, slots)
+
+    def logits(self, step: int) -> Tensor:
+        """[B', V] of the next tokens.
+
+        Raises:
+            DivergedError: R01, they are not numbers.
+        """
+        if step > 0 and step in self._switches:  # a text is long now, so all its tokens rotate by other frequencies
+            new = self.new_tokens[self.rows, :step].tolist()
+            texts = [[*self._prompts[row], *tokens] for row, tokens in zip(self.rows.tolist(), new)]
+            self._read(texts, left=self._num_steps - step)
+        hidden = self._model(self._tokens, self._positions, self._visible_until, self._visible_from, cache=self._cache)
+        logits = self._model.lm_head(hidden[:, -1])
+        if step == 0 and logits.isnan().any():
+            raise DivergedError("R01", "the model's logits are not numbers", fix="check the checkpoint's weights")
+        return logits
+
+    def add(self, token: Tensor, step: int) -> None:
+        """Appends the [B'] new tokens of a step."""
+        self.new_tokens[self.rows, step] = token
+        self._tokens, self._positions = token[:, None], self._positions[:, -1:] + 1
+        self._visible_until = self._visible_from = None
+
+    def keep(self, chosen: Tensor) -> None:
+        """Drops all rows but these, [B''] int64."""
+        self.rows, self._tokens, self._positions = self.rows[chosen], self._tokens[chosen], self._positions[chosen]
+        self._cache.keep_rows(chosen)
 
 
 def num_new_tokens(model: Decoder, prompt_length: int, max_new_tokens: int) -> int:

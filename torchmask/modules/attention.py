@@ -31,10 +31,10 @@ class SelfAttention(nn.Module):
 
     sinks: Tensor | None
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, layer: int = 0) -> None:
         super().__init__()
         self.head_dim, self.num_heads = spec.head_dim, spec.num_heads
-        self.scale, self.softcap = spec.attn_scale, spec.attn_softcap
+        self.scale, self.softcap = spec.attn_scale_of(layer), spec.attn_softcap
         self.alibi, self.alibi_scale, self.qk_norm = spec.alibi, spec.alibi_scale, spec.qk_norm
         query_dim, kv_dim = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = nn.Linear(spec.embed_dim, query_dim, bias=spec.qkv_bias)

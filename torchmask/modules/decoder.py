@@ -40,7 +40,7 @@ class DecoderLayer(nn.Module):
         before, after = spec.norm_placement != "post", spec.norm_placement != "pre"
         has_mlp_norm = before and not (spec.parallel_residual and spec.shared_norm)
         self.attn_norm = build_norm(spec, spec.embed_dim) if before else nn.Identity()
-        self.attn = SelfAttention(spec)
+        self.attn = SelfAttention(spec, layer)
         self.attn_post_norm = build_norm(spec, spec.embed_dim) if after else nn.Identity()
         self.mlp_norm = build_norm(spec, spec.embed_dim) if has_mlp_norm else nn.Identity()
         self.mlp = _feed_forward(spec, layer)
@@ -131,10 +131,16 @@ class Decoder(nn.Module):
 
         Returns:
             [B, T, D] in the parameters' dtype.
+
+        Raises:
+            ValueError: a position that learned positions have no row for.
         """
         spec, first = self.spec, 0 if cache is None else cache.length
         if positions is None:
             positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)[None]
+        may_be_long = tokens.device.type == "cpu" or first + tokens.shape[1] > spec.max_seq_len  # else no need to wait
+        if spec.learned_positions and may_be_long:
+            _check_positions(positions, spec.max_seq_len)
         x = self._embed(tokens, positions)
         masks = self._masks(tokens, positions, visible_until, visible_from, cache)
         ropes = self._ropes(positions, visible_until if cache is None else None, x.dtype)
@@ -214,3 +220,12 @@ class Decoder(nn.Module):
             return self.attention
         # FlexAttention's CUDA kernels take heads of at least 16.
         return "flex" if weight.device.type == "cuda" and self.spec.head_dim >= 16 else "sdpa"
+
+
+def _check_positions(positions: Tensor, num_rows: int) -> None:
+    longest = int(positions.max()) + 1
+    if longest > num_rows:
+        raise ValueError(
+            f"a document of {longest} tokens: the model has learned positions for {num_rows}; cut or split it"
+            " (packing.max_seq_len, over_length), or count positions from each document's start"
+        )

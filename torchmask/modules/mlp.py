@@ -47,7 +47,7 @@ class MLP(nn.Module):
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
-def clamped_gate(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    """GPT-OSS's gate (arXiv 2508.10925, section 2.2): both clamped, x * sigmoid(1.702 x) times one more than `up`."""
+def clamped_gate(gate: Tensor, up: Tensor, limit: float, slope: float) -> Tensor:
+    """GPT-OSS's gate (arXiv 2508.10925, section 2.2): both clamped, x * sigmoid(slope x) times one more than `up`."""
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    return gate * torch.sigmoid(slope * gate) * (up + 1)

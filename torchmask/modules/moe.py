@@ -68,7 +68,7 @@ class Experts(nn.Module):
         for name, size in (("gate_proj", width), ("up_proj", width), ("down_proj", embed_dim)):
             bias = nn.Parameter(torch.zeros(num, size)) if spec.bias else None
             self.register_parameter(f"{name}_bias", bias)
-        self.activation, self.gate_limit = ACTIVATIONS[activation], spec.gate_limit
+        self.activation, self.gate_limit, self.gate_slope = ACTIVATIONS[activation], spec.gate_limit, spec.gate_slope
 
     def forward(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The chosen experts' results, weighted and added up.
@@ -87,7 +87,10 @@ class Experts(nn.Module):
         inputs = tokens[order // per_token]
         up = self._product(inputs, self.up_proj, self.up_proj_bias, expert, sizes)
         gate = self._product(inputs, self.gate_proj, self.gate_proj_bias, expert, sizes)
-        inside = self.activation(gate) * up if self.gate_limit is None else clamped_gate(gate, up, self.gate_limit)
+        if self.gate_limit is None:
+            inside = self.activation(gate) * up
+        else:
+            inside = clamped_gate(gate, up, self.gate_limit, self.gate_slope)
         out = self._product(inside, self.down_proj, self.down_proj_bias, expert, sizes)
         weighted = torch.empty_like(out).index_copy(0, order, out).view(num_tokens, per_token, -1)
         return (weighted * weights[..., None]).sum(1)

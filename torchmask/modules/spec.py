@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchmask.modules.mlp import Activation
-from torchmask.modules.rope_scaling import RopeScaling
+from torchmask.modules.rope_scaling import LongRopeScaling, RopeScaling
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class MoESpec:
         normalize: the chosen experts' weights are made to sum to 1.
         layer_pattern: which layers have experts, repeated over the layers; the others are dense.
         bias: router and experts have biases.
-        gate_limit: gates and values are clamped to this, the gate is x * sigmoid(1.702 x) and values are one more
+        gate_limit: gates and values are clamped to this, the gate is x * sigmoid(gate_slope x) and values are one more
             (the GPT-OSS model card, arXiv 2508.10925); None = the spec's activation, unclamped.
+        gate_slope: of such gates.
     """
 
     num_experts: int
@@ -29,6 +30,7 @@ class MoESpec:
     layer_pattern: tuple[bool, ...] = (True,)
     bias: bool = False
     gate_limit: float | None = None
+    gate_slope: float = 1.702
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class DecoderSpec:
         o_bias: so has the output projection.
         qk_norm: queries and keys are normed, each head alone or all heads together.
         attn_scale: of q k^T; None = 1 / sqrt(head_dim).
+        attn_scale_by_layer: that of layer i is divided by i + 1 as well.
         attn_softcap: attention scores are squeezed into -attn_softcap .. attn_softcap.
         attn_sinks: each head has a learned score that takes attention away from all keys (a key without value).
         sliding_window: how many positions back, itself included, a token of a windowed layer sees; None = everything.
@@ -113,6 +116,7 @@ class DecoderSpec:
     o_bias: bool = False
     qk_norm: Literal["head", "full"] | None = None
     attn_scale: float | None = None
+    attn_scale_by_layer: bool = False
     attn_softcap: float | None = None
     attn_sinks: bool = False
     sliding_window: int | None = None
@@ -133,6 +137,18 @@ class DecoderSpec:
         if self.window_rope_base is not None and self.window_of(layer) is not None:
             return self.window_rope_base, self.window_rope_scaling
         return self.rope_base, self.rope_scaling
+
+    @property
+    def rope_switches_after(self) -> int | None:
+        """Documents of more tokens than this rotate by other frequencies, all their tokens; None = there is no such."""
+        scalings = (self.rope_scaling, self.window_rope_scaling)
+        return next((s.original_max_seq_len for s in scalings if isinstance(s, LongRopeScaling)), None)
+
+    def attn_scale_of(self, layer: int) -> float | None:
+        """What a layer multiplies q k^T with; None = 1 / sqrt(head_dim)."""
+        if not self.attn_scale_by_layer:
+            return self.attn_scale
+        return (self.head_dim**-0.5 if self.attn_scale is None else self.attn_scale) / (layer + 1)
 
     def moe_of(self, layer: int) -> MoESpec | None:
         """The experts of a layer; None = it is dense."""
