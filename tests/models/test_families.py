@@ -35,13 +35,22 @@ def config_of(case):
     return config
 
 
+def reference_options(config):
+    """How transformers computes: every step written out, in whatever dtype.
+
+    Falcon's eager attention adds ALiBi's biases twice; what it does by default adds them once, as the models' own code.
+    """
+    attention = "sdpa" if config["model_type"] == "falcon" else "eager"
+    return {"attn_implementation": attention, "experts_implementation": "eager"}
+
+
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
     """(transformers' model, ours, the folder both come from)."""
     folder, config = tmp_path_factory.mktemp(request.param), config_of(request.param)
     torch.manual_seed(1)
     reference = transformers.AutoConfig.for_model(**copy.deepcopy(config))
-    theirs = transformers.AutoModelForCausalLM.from_config(reference, attn_implementation="eager").eval()
+    theirs = transformers.AutoModelForCausalLM.from_config(reference, **reference_options(config)).eval()
     with torch.no_grad():
         for p in theirs.parameters():
             p.add_(torch.randn_like(p) * 0.1)
@@ -176,8 +185,8 @@ def test_in_fp64_hidden_tokens_and_prompts_that_see_both_ways_are_what_the_dense
     changed[:, 4] = (changed[:, 4] + 1) % model.spec.vocab_size
     before, after = (logits_of(model, t, positions, hidden) for t in (tokens, changed))
     assert not torch.equal(before[:, 4], after[:, 4])
-    before[:, 4] = after[:, 4] = 0
-    assert torch.equal(before, after), "a later token sees a hidden one"
+    before[:, 4] = after[:, 4] = 0  # elsewhere only the rounding of products that experts do together may change
+    assert (before - after).abs().max() < 1e-12, "a later token sees a hidden one"
 
 
 @torch.no_grad()
@@ -199,7 +208,8 @@ def test_saved_weights_are_bit_identical_and_load_in_transformers(pair, tmp_path
     again = from_pretrained(tmp_path)
     for (name, a), (_, b) in zip(ours.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    options = reference_options(ours.hub_config)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **options).eval()
     tokens = tokens_of(ours, 1, 40)
     assert loaded(tokens).logits.equal(theirs(tokens).logits)
 
@@ -215,7 +225,7 @@ def test_transformers_builds_the_same_model_from_the_config_we_write(pair):
     theirs, ours, _ = pair
     config = family_of(ours.hub_config).config_from_spec(ours.spec)
     again = transformers.AutoConfig.for_model(**config)
-    model = transformers.AutoModelForCausalLM.from_config(again, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(again, **reference_options(config)).eval()
     model.load_state_dict(theirs.state_dict())
     tokens = tokens_of(ours, 1, 40)
     with torch.no_grad():

@@ -66,7 +66,7 @@ def download(
     print(f"folder: {folder}")
     print(f"revision: {_commit(folder, output_dir) or revision}")
     if not any(path.suffix == ".safetensors" for path in files):
-        print("no safetensors among them: torchmask reads no other weights (pickles can run code)")
+        print("no safetensors among them; pickled weights are not fetched, though a folder may hold them (weights_only)")
     return 0
 
 

@@ -1,13 +1,11 @@
 """Models to folders in Hugging Face layout."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from torchmask.models.conversions import hub_tensors
 from torchmask.models.folder import family_of
 from torchmask.models.weights import save_weights
 from torchmask.modules.decoder import Decoder
@@ -16,7 +14,8 @@ from torchmask.modules.decoder import Decoder
 def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Writes config.json and safetensors as transformers loads them; collective where the model is sharded.
 
-    Rank 0 writes; one whole tensor at a time is gathered. A tied head is not written, as on the Hub.
+    Rank 0 writes; whole tensors are gathered one at a time. A tied head is not written, as on the Hub, and weights that
+    were read from a quantised checkpoint are written as the floats they are.
 
     Args:
         dtype: of the files; None keeps the parameters' own.
@@ -25,18 +24,16 @@ def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | 
     family = family_of(model.hub_config)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device: it has no weights to write")
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in model.named_parameters():  # a tied head comes once, as the embedding
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            yield family.to_hub(name), whole.to(dtype) if dtype is not None else whole
-
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
-        for _ in tensors():
+    parameters = dict(model.named_parameters())  # a tied head comes once, as the embedding
+    writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    tensors = hub_tensors(family.layout(model), parameters, dtype=dtype, device="cpu" if writes else "meta")
+    if not writes:
+        for _ in tensors:
             pass
         return
-    save_weights(folder, tensors())
+    save_weights(folder, tensors)
     written = dtype or model.embed_tokens.weight.dtype
     config = {**model.hub_config, "torch_dtype": str(written).removeprefix("torch.")}
-    config.pop("dtype", None)  # the newer name of the same key
+    for key in ("dtype", "quantization_config"):  # the newer name of the same key; what no longer holds
+        config.pop(key, None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,14 +1,13 @@
 """What a family of checkpoints is: a reading of config.json, the way back, and a table of weight names."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from torchmask.errors import ConfigError
+from torchmask.models.conversions import Conversion, Layout, Split, make_layout
 from torchmask.models.weights import init_weights
 from torchmask.modules.decoder import Decoder, DecoderSpec
 
@@ -33,36 +32,24 @@ class Family:
         spec_from_config: config.json to the architecture.
         config_from_spec: the architecture to a config.json that transformers loads.
         weight_names: the Hub's tensor names to ours, `{}` standing for the layer's number.
-        derived: endings of tensor names that are computed, not learned, and are skipped.
+        conversions: what is more than a name: fused, transposed or stacked tensors (see `conversions`).
+        derived: endings of the Hub's tensor names that are computed, not learned, and are skipped.
+        optional_prefix: of the Hub's names, which some checkpoints lack ("transformer." of GPT-2's); exports have it.
     """
 
     model_type: str
     spec_from_config: Callable[[dict[str, Any]], DecoderSpec]
     config_from_spec: Callable[[DecoderSpec], dict[str, Any]]
     weight_names: dict[str, str]
+    conversions: tuple[Conversion, ...] = ()
     derived: tuple[str, ...] = ()
+    optional_prefix: str = ""
 
-    def to_ours(self, name: str) -> str | None:
-        """Our name of a Hub tensor; None for a derived one; an unknown name comes back as it is."""
-        if name.endswith(self.derived):
-            return None
-        return _renamed(name, self.weight_names)
-
-    def to_hub(self, name: str) -> str:
-        """The Hub's name of one of our parameters."""
-        return _renamed(name, self._inverse)
-
-    @cached_property
-    def _inverse(self) -> dict[str, str]:
-        return {ours: hub for hub, ours in self.weight_names.items()}
-
-
-def _renamed(name: str, table: dict[str, str]) -> str:
-    layer = re.search(r"\.(\d+)\.", name)
-    if layer is None:
-        return table.get(name, name)
-    pattern = name[: layer.start(1)] + "{}" + name[layer.end(1) :]
-    return table[pattern].replace("{}", layer[1]) if pattern in table else name
+    def layout(self, model: Decoder) -> Layout:
+        """Where a checkpoint of the family keeps each parameter of a model; a tied head has its own entry."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+        renames = (Split(hub, (ours,)) for hub, ours in self.weight_names.items())
+        return make_layout((*renames, *self.conversions), shapes, model.spec)
 
 
 def build_model(

@@ -7,12 +7,56 @@ from typing import Any
 import torch
 
 from torchmask.errors import WeightsError
-from torchmask.models import llama
+from torchmask.models import (
+    bloom,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    llama,
+    meta_llama,
+    mistral,
+    mixtral,
+    olmo,
+    phi3,
+    qwen,
+    qwen3_moe,
+    smollm3,
+)
 from torchmask.models.family import Family, build_model
+from torchmask.models.scope import out_of_scope, refuse_quantised
+from torchmask.models.resize import with_new_rows
+from torchmask.models.weight_files import open_folder
 from torchmask.models.weights import load_weights
 from torchmask.modules.decoder import Decoder
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        bloom.FAMILY,
+        falcon.FAMILY,
+        gemma.GEMMA,
+        gemma.GEMMA2,
+        gemma.GEMMA3,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
+        gpt_oss.FAMILY,
+        granite.FAMILY,
+        llama.FAMILY,
+        mistral.FAMILY,
+        mistral.MINISTRAL,
+        mixtral.FAMILY,
+        olmo.OLMO2,
+        olmo.OLMO3,
+        phi3.FAMILY,
+        qwen.QWEN2,
+        qwen.QWEN3,
+        qwen3_moe.FAMILY,
+        smollm3.FAMILY,
+    )
+}
 
 
 def from_pretrained(
@@ -21,12 +65,14 @@ def from_pretrained(
     """The model in a Hugging Face folder, with its weights.
 
     Args:
-        folder: holds config.json and safetensors, single or sharded.
+        folder: holds config.json and weights as safetensors or, where there are none, pickles (`pytorch_model.bin`),
+            single or sharded; or one of Meta's Llamas as published (params.json, consolidated.00.pth, ...).
         dtype: of the parameters, whatever the files hold; a torch dtype or its name: fp32, bf16, fp16, fp64.
         device: `meta` builds the model without reading weights.
 
     Raises:
-        WeightsError: a missing or damaged file, an unknown family, tensors that do not fit.
+        WeightsError: a missing or damaged file, an unknown family, tensors that do not fit, quantised weights (MXFP4 is
+            read).
     """
     folder = Path(folder).expanduser()
     model = from_config(folder, dtype=dtype, device=device, seed=None)
@@ -55,7 +101,7 @@ def from_config(
     family = family_of(content)
     try:
         spec = family.spec_from_config(content)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, WeightsError):
             raise
         where = "config.json" if isinstance(config, dict) else str(config)
@@ -65,15 +111,36 @@ def from_config(
 
 
 def load_pretrained(model: Decoder, folder: str | Path) -> None:
-    """Fills a materialised model (whole, or sharded by FSDP2) with the weights of a folder."""
-    load_weights(model, Path(folder).expanduser(), family_of(model.hub_config).to_ours)
+    """Fills a materialised model (whole, or sharded by FSDP2) with the weights of a folder; each rank reads its part.
+
+    Raises:
+        WeightsError: a missing, damaged or refused file, tensors that do not fit, quantised weights.
+    """
+    folder, family = Path(folder).expanduser(), family_of(model.hub_config)
+    if meta_llama.is_meta_folder(folder):
+        tensors, layout = meta_llama.open_checkpoint(folder, family.layout(model), model.spec.head_dim)
+        tensors = with_new_rows(model, tensors, layout)
+        load_weights(model, tensors, layout, where=str(folder), derived=meta_llama.DERIVED)
+        return
+    refuse_quantised(read_config(folder) if (folder / "config.json").exists() else model.hub_config, str(folder))
+    layout = family.layout(model)
+    load_weights(
+        model,
+        with_new_rows(model, open_folder(folder), layout, optional_prefix=family.optional_prefix),
+        layout,
+        where=str(folder),
+        derived=family.derived,
+        optional_prefix=family.optional_prefix,
+    )
 
 
 def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
-    """The content of a config.json given as dict, file or folder."""
+    """The content of a config.json given as dict, file or folder; of a Meta folder, what it would be."""
     if isinstance(config, dict):
         return config
     path = Path(config).expanduser()
+    if meta_llama.is_meta_folder(path):
+        return meta_llama.read_config(path)
     path = path / "config.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,9 +162,10 @@ def family_of(config: dict[str, Any]) -> Family:
     """The family that a config.json names."""
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
+        what = out_of_scope(config) or "is not a family torchmask knows"
         raise WeightsError(
             "W10",
-            f"model_type {model_type!r} is not a family torchmask knows; known: {', '.join(sorted(FAMILIES))}",
+            f"model_type {model_type!r} {what}; known: {', '.join(sorted(FAMILIES))}",
             where="config.json",
             fix="use a model of a known family",
         )

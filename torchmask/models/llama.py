@@ -6,64 +6,26 @@ A family is: a reading of config.json into a `DecoderSpec`, the way back, a tabl
 from functools import partial
 from typing import Any
 
-from torchmask.errors import WeightsError
+from torchmask.models.config_values import with_defaults
 from torchmask.models.family import Family, sized
-from torchmask.models.rope_config import read_rope, rope_entries
+from torchmask.models.llama_like import DEFAULTS, DERIVED, WEIGHT_NAMES, common_entries, common_facts, rope_facts
+from torchmask.models.rope_config import rope_entries
 from torchmask.modules.rope_scaling import Llama3RopeScaling
 from torchmask.modules.spec import DecoderSpec
 
 MODEL_TYPE = "llama"
 ARCHITECTURE = "LlamaForCausalLM"
 
-# The Hub's names on the left, ours on the right; `{}` is the layer.
-WEIGHT_NAMES = {
-    "model.embed_tokens.weight": "embed_tokens.weight",
-    "model.layers.{}.input_layernorm.weight": "layers.{}.attn_norm.weight",
-    "model.layers.{}.self_attn.q_proj.weight": "layers.{}.attn.q_proj.weight",
-    "model.layers.{}.self_attn.k_proj.weight": "layers.{}.attn.k_proj.weight",
-    "model.layers.{}.self_attn.v_proj.weight": "layers.{}.attn.v_proj.weight",
-    "model.layers.{}.self_attn.o_proj.weight": "layers.{}.attn.o_proj.weight",
-    "model.layers.{}.self_attn.q_proj.bias": "layers.{}.attn.q_proj.bias",
-    "model.layers.{}.self_attn.k_proj.bias": "layers.{}.attn.k_proj.bias",
-    "model.layers.{}.self_attn.v_proj.bias": "layers.{}.attn.v_proj.bias",
-    "model.layers.{}.self_attn.o_proj.bias": "layers.{}.attn.o_proj.bias",
-    "model.layers.{}.post_attention_layernorm.weight": "layers.{}.mlp_norm.weight",
-    "model.layers.{}.mlp.gate_proj.weight": "layers.{}.mlp.gate_proj.weight",
-    "model.layers.{}.mlp.up_proj.weight": "layers.{}.mlp.up_proj.weight",
-    "model.layers.{}.mlp.down_proj.weight": "layers.{}.mlp.down_proj.weight",
-    "model.layers.{}.mlp.gate_proj.bias": "layers.{}.mlp.gate_proj.bias",
-    "model.layers.{}.mlp.up_proj.bias": "layers.{}.mlp.up_proj.bias",
-    "model.layers.{}.mlp.down_proj.bias": "layers.{}.mlp.down_proj.bias",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-
 
 def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
     """The architecture that a config.json describes, rope in the old (`rope_scaling`) or the new spelling."""
-    embed_dim, num_heads = config["hidden_size"], config["num_attention_heads"]
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise WeightsError("W05", f"hidden_act is {activation!r}; the Llama family uses 'silu'", where="config.json")
-    head_dim = config.get("head_dim") or embed_dim // num_heads
-    rope = read_rope(config)
+    config = with_defaults(config, DEFAULTS)
     return DecoderSpec(
-        vocab_size=config["vocab_size"],
-        embed_dim=embed_dim,
-        intermediate_dim=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=head_dim,
-        max_seq_len=config.get("max_position_embeddings", 2048),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_base=rope.base,
-        rope_scaling=rope.scaling,
-        rope_dim=rope.dim(head_dim),
-        tie_embeddings=config.get("tie_word_embeddings", False),
-        qkv_bias=config.get("attention_bias", False),
-        o_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+        **common_facts(config),
+        **rope_facts(config),
+        qkv_bias=config["attention_bias"],
+        o_bias=config["attention_bias"],
+        mlp_bias=config["mlp_bias"],
     )
 
 
@@ -72,20 +34,10 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
     return {
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.embed_dim,
-        "intermediate_size": spec.intermediate_dim,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
-        "max_position_embeddings": spec.max_seq_len,
-        "rms_norm_eps": spec.norm_eps,
+        **common_entries(spec),
         **rope_entries(spec),
-        "tie_word_embeddings": spec.tie_embeddings,
         "attention_bias": spec.qkv_bias,
         "mlp_bias": spec.mlp_bias,
-        "hidden_act": "silu",
     }
 
 
@@ -94,7 +46,8 @@ FAMILY = Family(
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,
-    derived=("rotary_emb.inv_freq",),  # a buffer that some old checkpoints wrote out
+    optional_prefix="model.",
+    derived=DERIVED,
 )
 
 # Published sizes: https://arxiv.org/abs/2307.09288 (2), 2308.12950 (Code), 2407.21783 (3, 3.1), 2401.02385 (TinyLlama),

@@ -58,7 +58,7 @@ def read_rope(
     Raises:
         WeightsError: W05, an unknown scaling.
     """
-    table = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    table = config.get("rope_scaling") or config.get("rope_parameters") or {}
     nested = [key for key in LAYER_TYPES if key in table]
     if nested:
         table = table.get(layer_type) or {}
@@ -121,7 +121,7 @@ def _yarn_attention(table: dict[str, Any], factor: float) -> float:
 
 def rope_entries(spec: DecoderSpec) -> dict[str, Any]:
     """The entries of config.json for a spec's rotary positions (of layers without a window, where they differ)."""
-    entries: dict[str, Any] = {"rope_theta": spec.rope_base, "rope_scaling": _scaling_entry(spec.rope_scaling)}
+    entries: dict[str, Any] = {"rope_theta": spec.rope_base, "rope_scaling": scaling_entry(spec.rope_scaling)}
     if spec.rope_dim is not None:
         entries["partial_rotary_factor"] = spec.rope_dim / spec.head_dim
     if isinstance(spec.rope_scaling, LongRopeScaling):
@@ -129,7 +129,8 @@ def rope_entries(spec: DecoderSpec) -> dict[str, Any]:
     return entries
 
 
-def _scaling_entry(scaling: RopeScaling | None) -> dict[str, Any] | None:
+def scaling_entry(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """A scaling as config.json has it."""
     if scaling is None:
         return None
     kinds = {

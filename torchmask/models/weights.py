@@ -1,213 +1,150 @@
-"""Safetensors in and out: streaming, one tensor in memory at a time, straight into whole or sharded parameters.
+"""Weights into parameters, whole or sharded, and out into the Hub's layout: one file, or shards and an index.
 
-The Hub's layout (`model.safetensors`, or shards with `model.safetensors.index.json`) is read and written. Names are
-mapped by a family's table; nothing here knows a family. Every fault of a file is told with the file's name, what was
-found and the way out, since the library's own messages name no file.
+Reading copies block after block from the mapped files straight into the parameters, so next to nothing is held beyond
+the model, and a rank reads only what it holds. Names and layouts are a family's table; nothing here knows a family.
 """
 
 import json
+import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from torchmask.errors import WeightsError
+from torchmask.models.conversions import Box, Layout, Piece, hub_shapes
+from torchmask.models.weight_files import INDEX_FILE, SINGLE_FILE, FileTensor
+from torchmask.modules.norm import OffsetRMSNorm
 
 MAX_SHARD_BYTES = 5 * 2**30
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _MAX_ROWS = 10
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_MAX_COPY = 2**24
+"""Elements copied at a time: a bound on what is held where a block has to be computed."""
 
 
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name to the file that holds it.
-
-    Raises:
-        WeightsError: no safetensors, a shard of the index is missing, or a file is damaged.
-    """
-    if (folder / INDEX_FILE).exists():
-        weight_map = _read_index(folder / INDEX_FILE)
-        missing = sorted({name for name in weight_map.values() if not (folder / name).exists()})
-        if missing:
-            raise WeightsError(
-                "W03",
-                f"shards named in {INDEX_FILE} are missing: {', '.join(missing)}",
-                where=str(folder),
-                fix="download the folder again; `torchmask download` fetches only what is missing",
-            )
-        for name in sorted(set(weight_map.values())):
-            held = set(tensor_names(folder / name))
-            lost = sorted(tensor for tensor, file in weight_map.items() if file == name and tensor not in held)
-            if lost:
-                message = f"{INDEX_FILE} says that {lost[0]} is in {name}, and it is not"
-                raise WeightsError("W03", message, where=str(folder), fix="download the folder again")
-        return {name: folder / file for name, file in weight_map.items()}
-    files = [folder / SINGLE_FILE] if (folder / SINGLE_FILE).exists() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise _no_weights(folder)
-    return {name: file for file in files for name in tensor_names(file)}
-
-
-def _read_index(file: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise TypeError("weight_map is not a table of file names")
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError("W01", f"not a valid index: {error}", where=str(file), fix="get the file again") from error
-    return weight_map
-
-
-def tensor_names(file: Path) -> list[str]:
-    """Names of the tensors in a file, whose header and length are checked on the way."""
-    with open_checked(file) as f:
-        return list(f.keys())
-
-
-def open_checked(file: Path) -> Any:
-    """`safe_open(file)`; a damaged file is a `WeightsError` that names it (W01 truncated, W02 something else)."""
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise damaged_file(file, error) from error
-
-
-def damaged_file(file: Path, error: Exception) -> WeightsError:
-    """What to tell of a file that safetensors cannot open."""
-    again = "get the file again; `torchmask download REPO --force` replaces it"
-    if not file.exists():
-        return WeightsError("W03", "no such file", where=str(file), fix=again)
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        head = f.read(128)
-    if head.startswith(b"version https://git-lfs"):
-        return WeightsError(
-            "W02", "this is a git-lfs pointer, not weights", where=str(file), fix=f"`git lfs pull`, or {again}"
-        )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return WeightsError("W02", "this is an HTML page, not weights", where=str(file), fix=again)
-    wanted = _bytes_wanted(file, size)
-    found = f"the file is truncated or damaged: {size:,} bytes found"
-    if wanted is not None and wanted != size:
-        found += f", its header asks for {wanted:,}"
-    return WeightsError("W01", f"{found} ({error})", where=str(file), fix=again)
-
-
-def _bytes_wanted(file: Path, size: int) -> int | None:
-    with file.open("rb") as f:
-        header_bytes = int.from_bytes(f.read(8), "little")
-        if size < 8 or header_bytes > min(size, 100 * 2**20):
-            return None
-        try:
-            header = json.loads(f.read(header_bytes))
-        except ValueError:
-            return None
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return 8 + header_bytes + max(ends, default=0)
-
-
-def _no_weights(folder: Path) -> WeightsError:
-    if not folder.is_dir():
-        return WeightsError("W03", "no such folder", where=str(folder.absolute()), fix="check the path")
-    found = sorted(p.name for p in folder.iterdir())
-    pickles = [name for name in found if name.endswith((".bin", ".pt", ".pth"))]
-    if pickles:
-        return WeightsError(
-            "W06",
-            f"only pickled weights here ({', '.join(pickles[:3])}), and unpickling can run code",
-            where=str(folder),
-            fix="get the safetensors version of the model, or convert it where you trust the source",
-        )
-    listing = ", ".join(found[:_MAX_ROWS]) or "nothing"
-    return WeightsError(
-        "W03",
-        f"no {SINGLE_FILE} or {INDEX_FILE}; the folder holds {listing}",
-        where=str(folder),
-        fix="name a folder in Hugging Face layout; `torchmask download` makes one",
-    )
-
-
-def load_weights(model: nn.Module, folder: Path | str, to_ours: Callable[[str], str | None]) -> None:
-    """Fills the model's parameters from a folder, whole or sharded (FSDP2), casting to each parameter's dtype.
-
-    At most one tensor is in memory beyond the model; a rank reads only its own part of each.
+def load_weights(
+    model: nn.Module,
+    tensors: Mapping[str, FileTensor],
+    layout: Layout,
+    *,
+    where: str,
+    derived: tuple[str, ...] = (),
+    optional_prefix: str = "",
+) -> None:
+    """Fills the model's parameters, whole or sharded (FSDP2), casting to each one's dtype.
 
     Args:
-        to_ours: the Hub's tensor name to ours; None for tensors that are derived or not used.
+        tensors: of the checkpoint, by name.
+        layout: where the checkpoint keeps each parameter.
+        where: the folder, for messages.
+        derived: endings of the checkpoint's names that are computed, not learned, and are skipped.
+        optional_prefix: of the layout's names, which the checkpoint may lack.
 
     Raises:
-        WeightsError: damaged or missing files; missing, unexpected or mis-shaped tensors (all listed).
+        WeightsError: W05 for missing, unexpected or mis-shaped tensors (all listed, by the file's names), W11 for
+            quantised ones.
     """
-    folder = Path(folder)
-    files = weight_files(folder)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    renamed = {name: to_ours(name) for name in files}
     # A tied head is the embedding: some checkpoints write it out, some do not.
-    canonical = {id(p): name for name, p in model.named_parameters()}
-    tied = {name for name, p in parameters.items() if canonical[id(p)] != name}
-    unexpected = [name for name, ours in renamed.items() if ours is not None and ours not in parameters]
-    missing = sorted(parameters.keys() - set(renamed.values()) - tied)
-    problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
+    own = {name for name, _ in model.named_parameters()}
+    if optional_prefix and not any(name.startswith(optional_prefix) for name in tensors):
+        layout = {
+            ours: tuple(replace(p, hub=p.hub.removeprefix(optional_prefix)) for p in pieces)
+            for ours, pieces in layout.items()
+        }
+    layout = {ours: pieces for ours, pieces in layout.items() if ours in parameters}
+    wanted = {ours: pieces for ours, pieces in layout.items() if ours in own}
+    shapes = hub_shapes(wanted)
+    _refuse_quantised([tensors[name] for name in shapes if name in tensors], where)
+    problems = [
+        f"{name}: the file has {list(tensors[name].shape)}, the model {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    known = {piece.hub for pieces in layout.values() for piece in pieces}
+    problems += [f"missing: {name}" for name in sorted((own - wanted.keys()) | (shapes.keys() - tensors.keys()))]
+    problems += [f"unexpected: {name}" for name in tensors if name not in known and not name.endswith(derived)]
+    if problems:
+        raise _wrong_tensors(where, problems)
+    order = {file: i for i, file in enumerate(dict.fromkeys(tensor.file for tensor in tensors.values()))}
+    for ours, pieces in sorted(wanted.items(), key=lambda item: order[tensors[item[1][0].hub].file]):
+        fill(parameters[ours], pieces, tensors)
 
-    by_file: dict[Path, list[str]] = {}
-    for name, file in files.items():
-        by_file.setdefault(file, []).append(name)
-    wrong_shapes: list[str] = []
-    for file, names in by_file.items():
-        with open_checked(file) as f:
-            for name in names:
-                ours = renamed[name]
-                if ours is None or ours not in parameters or ours in tied:
-                    continue
-                source, parameter = f.get_slice(name), parameters[ours]
-                if tuple(source.get_shape()) != tuple(parameter.shape):
-                    shapes = f"the file has {list(source.get_shape())}, the model {list(parameter.shape)}"
-                    wrong_shapes.append(f"{name}: {shapes}")
-                elif not problems and not wrong_shapes:
-                    copy_into(parameter, source)
-    if problems or wrong_shapes:
-        raise _wrong_tensors(folder, wrong_shapes + problems)
+
+def _refuse_quantised(tensors: Iterable[FileTensor], where: str) -> None:
+    quantised = [f"{tensor.name} ({tensor.dtype})" for tensor in tensors if tensor.dtype not in _FLOATS]
+    if quantised:
+        raise WeightsError(
+            "W11",
+            f"{len(quantised)} weights are quantised, such as {quantised[0]}; read are {', '.join(_FLOATS)} and MXFP4",
+            where=where,
+            fix="get the checkpoint from before it was quantised, or dequantise it with the library that made it",
+        )
 
 
-def _wrong_tensors(folder: Path, problems: list[str]) -> WeightsError:
+def _wrong_tensors(where: str, problems: list[str]) -> WeightsError:
     shown = problems[:_MAX_ROWS] + (["..."] if len(problems) > _MAX_ROWS else [])
     return WeightsError(
         "W05",
         f"{len(problems)} tensors do not fit the model:\n    " + "\n    ".join(shown),
-        where=str(folder),
+        where=where,
         fix="use the config.json that belongs to these weights",
     )
 
 
 @torch.no_grad()
-def copy_into(parameter: Tensor, source: Any) -> None:
-    """Copies a tensor or a safetensors slice into a parameter; of a DTensor, only this rank's part is read."""
-    if isinstance(parameter, DTensor):
-        shape, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
-        part = tuple(slice(start, start + size) for start, size in zip(offset, shape))
-        if all(size > 0 for size in shape):
-            parameter.to_local().copy_(source[part])
-    else:
-        parameter.copy_(source[...] if not isinstance(source, Tensor) else source)
+def fill(parameter: Tensor, pieces: Iterable[Piece], tensors: Mapping[str, FileTensor]) -> None:
+    """Copies pieces of a checkpoint's tensors into a parameter; of a DTensor, only what this rank holds is read."""
+    held, part = _held_part(parameter)
+    for piece in pieces:
+        cut = piece.cut(part)
+        for block in _slabs(cut) if cut is not None else ():
+            source = tensors[block.hub].read(block.in_theirs())
+            held[block.in_ours(part)].copy_(block.as_ours(source))
+
+
+def _held_part(parameter: Tensor) -> tuple[Tensor, Box]:
+    """The tensor that this rank holds of a parameter, and which part of the whole it is."""
+    if not isinstance(parameter, DTensor):
+        return parameter, tuple(range(size) for size in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local(), tuple(range(start, start + size) for start, size in zip(offset, shape))
+
+
+def _slabs(piece: Piece) -> Iterator[Piece]:
+    """The piece cut along its first dimension."""
+    first, *rest = piece.ours
+    rows = max(1, _MAX_COPY // math.prod(map(len, rest)))
+    for start in range(first.start, first.stop, rows):
+        slab = piece.cut((range(start, start + rows), *rest))
+        assert slab is not None
+        yield slab
+
+
+@torch.no_grad()
+def copy_into(parameter: Tensor, source: Tensor) -> None:
+    """Copies a whole tensor into a parameter; into a DTensor, only this rank's part."""
+    held, part = _held_part(parameter)
+    held.copy_(source[tuple(slice(r.start, r.stop) for r in part)])
 
 
 def init_weights(model: nn.Module, *, seed: int, std: float = 0.02) -> None:
-    """Random weights: matrices and embeddings normal with `std`, norms 1, biases 0.
+    """Random weights: matrices and embeddings normal with `std`, norms 1 in all, biases and attention sinks 0.
 
     Each tensor has its own generator, seeded by its name, so that every world size starts from the same weights.
     """
+    with_offset = {name for name, module in model.named_modules() if isinstance(module, OffsetRMSNorm)}
     for name, parameter in model.named_parameters():
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf == "bias":
+        owner, _, leaf = name.rpartition(".")
+        if leaf.endswith("bias") or leaf == "sinks" or owner in with_offset:
             whole = torch.zeros(parameter.shape)
         elif parameter.ndim == 1:
             whole = torch.ones(parameter.shape)

@@ -1,0 +1,89 @@
+"""Values of a config.json as transformers takes them: defaults for absent keys, second names, and what is refused."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torchmask.errors import WeightsError
+from torchmask.modules.mlp import Activation
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+"""The Hub's names of activations, those that differ in rounding alone under one name of ours."""
+
+
+def with_defaults(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], *, aliases: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """All values of a config.json.
+
+    Args:
+        config: its content.
+        defaults: what absent keys stand for; keys with null stay null.
+        aliases: second names of keys, each with the first.
+
+    >>> with_defaults({"n_layer": 3, "eps": None}, {"layers": 2, "eps": 1e-5}, aliases={"n_layer": "layers"})
+    {'layers': 3, 'eps': None, 'n_layer': 3}
+    """
+    renamed = {name: config[alias] for alias, name in (aliases or {}).items() if alias in config}
+    return {**defaults, **renamed, **config}
+
+
+def activation_of(config: Mapping[str, Any], key: str) -> Activation:
+    """Our name of the activation that a key names.
+
+    Raises:
+        WeightsError: W05, one that the decoder does not have.
+    """
+    if config[key] not in ACTIVATIONS:
+        raise refusal(config, key, f"known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[config[key]]
+
+
+def head_dim_of(config: Mapping[str, Any], embed_key: str, heads_key: str) -> int:
+    """The embedding's width divided by the number of heads.
+
+    Raises:
+        WeightsError: W05, it cannot be divided.
+    """
+    if config[embed_key] % config[heads_key]:
+        raise refusal(config, embed_key, f"it is no multiple of {heads_key}, {config[heads_key]}")
+    return int(config[embed_key] // config[heads_key])
+
+
+def experts_per_token_of(config: Mapping[str, Any], key: str, num_experts_key: str) -> int:
+    """How many experts a token goes through.
+
+    Raises:
+        WeightsError: W05, more than there are.
+    """
+    if not 1 <= config[key] <= config[num_experts_key]:
+        raise refusal(config, key, f"{num_experts_key} is {config[num_experts_key]}")
+    return int(config[key])
+
+
+def refusal(config: Mapping[str, Any], key: str, why: str) -> WeightsError:
+    """A W05 that names key and value."""
+    return WeightsError("W05", f"{key} is {config[key]!r}; {why}", where="config.json", fix="use another model")
+
+
+def shortest_pattern(of_layers: Iterable[bool]) -> tuple[bool, ...]:
+    """What repeats over the layers, as `DecoderSpec` has its patterns.
+
+    >>> shortest_pattern([True, False, True, False, True]), shortest_pattern([True, True]), shortest_pattern([])
+    ((True, False), (True,), (True,))
+    """
+    every = tuple(of_layers)
+    for size in range(1, len(every)):
+        if all(value == every[i % size] for i, value in enumerate(every)):
+            return every[:size]
+    return every or (True,)

@@ -1,0 +1,60 @@
+"""Rotary positions of families whose windowed layers have their own: Gemma 3 and OLMo 3.
+
+The new spelling of config.json has a table for each type of layer in `rope_parameters`. In the old one `rope_scaling`
+and `rope_theta` are of the layers without a window; those with one are never scaled.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchmask.models.config_values import refusal
+from torchmask.models.rope_config import LAYER_TYPES, read_rope, scaling_entry
+from torchmask.modules.spec import DecoderSpec
+
+FULL, SLIDING = LAYER_TYPES
+
+
+def layered_rope_facts(
+    config: Mapping[str, Any], *, default_bases: tuple[float, float], window_base_key: str | None
+) -> dict[str, Any]:
+    """The facts of both kinds of layers.
+
+    Args:
+        default_bases: of layers without and with a window.
+        window_base_key: in the old spelling, the base of layers with a window; None = it cannot be said there.
+
+    Raises:
+        WeightsError: W05, one table for all layers, which these families do not have.
+    """
+    tables = dict(config.get("rope_parameters") or {})
+    if tables and not any(layer_type in tables for layer_type in LAYER_TYPES):
+        raise refusal(config, "rope_parameters", f"this family has a table for each of {', '.join(LAYER_TYPES)}")
+    full = {**(tables.get(FULL) or {}), **(config.get("rope_scaling") or {})}
+    window_base = config.get(window_base_key) if window_base_key else None
+    lengths = {key: config[key] for key in _LENGTHS if key in config}
+    ropes = [
+        read_rope({"rope_parameters": table, "rope_theta": base, **lengths}, default_base=default)
+        for table, base, default in zip(
+            (full, tables.get(SLIDING) or {}), (config.get("rope_theta"), window_base), default_bases
+        )
+    ]
+    if any(rope.fraction != 1 for rope in ropes) or config.get("partial_rotary_factor") not in (None, 1):
+        given = {"partial_rotary_factor": min(r.fraction for r in ropes), **config}
+        raise refusal(given, "partial_rotary_factor", "this family rotates whole heads")
+    return {
+        "rope_base": ropes[0].base,
+        "rope_scaling": ropes[0].scaling,
+        "window_rope_base": ropes[1].base,
+        "window_rope_scaling": ropes[1].scaling,
+    }
+
+
+_LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
+
+
+def layered_rope_entries(spec: DecoderSpec) -> dict[str, Any]:
+    """The entries of config.json that `layered_rope_facts` reads."""
+    window_base = spec.rope_base if spec.window_rope_base is None else spec.window_rope_base
+    full = {"rope_theta": spec.rope_base, **(scaling_entry(spec.rope_scaling) or {"rope_type": "default"})}
+    window = {"rope_theta": window_base, **(scaling_entry(spec.window_rope_scaling) or {"rope_type": "default"})}
+    return {"rope_parameters": {FULL: full, SLIDING: window}}

@@ -1,0 +1,209 @@
+"""Llamas as Meta publishes them: params.json, and consolidated.00.pth or several for tensor-parallel inference.
+
+Two things differ from the Hub's layout beyond names. Every file holds its part of each matrix, along one dimension or
+the other: the shapes tell which, as all parts together make our parameter (Llama 2 cuts the embedding by columns,
+Llama 3 by rows). And rotary positions turn neighbouring channels (2i, 2i + 1) of a head where ours turn channels
+(i, i + C/2), so the rows of q and k lie in another order.
+
+Reference: https://github.com/meta-llama/llama-models, models/llama3/model.py (`apply_rotary_emb`, `FeedForward`).
+
+Legend: C head_dim, N files.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torchmask.errors import WeightsError
+from torchmask.models.conversions import Layout, Piece, Shape, pattern_of
+from torchmask.models.weight_files import FileTensor, open_files
+
+DERIVED = ("rope.freqs",)
+WEIGHT_NAMES = {
+    "embed_tokens.weight": "tok_embeddings.weight",
+    "layers.{}.attn_norm.weight": "layers.{}.attention_norm.weight",
+    "layers.{}.attn.q_proj.weight": "layers.{}.attention.wq.weight",
+    "layers.{}.attn.k_proj.weight": "layers.{}.attention.wk.weight",
+    "layers.{}.attn.v_proj.weight": "layers.{}.attention.wv.weight",
+    "layers.{}.attn.o_proj.weight": "layers.{}.attention.wo.weight",
+    "layers.{}.mlp_norm.weight": "layers.{}.ffn_norm.weight",
+    "layers.{}.mlp.gate_proj.weight": "layers.{}.feed_forward.w1.weight",
+    "layers.{}.mlp.down_proj.weight": "layers.{}.feed_forward.w2.weight",
+    "layers.{}.mlp.up_proj.weight": "layers.{}.feed_forward.w3.weight",
+    "norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_ROTATED = ("attn.q_proj.weight", "attn.k_proj.weight")
+_REFUSED = {
+    "vision_chunk_size": "a model of images, which is out of torchmask's scope",
+    "moe_args": "a mixture of experts",
+    "quantization_args": "quantised",
+    "lora_args": "an adapter",
+}
+
+
+def is_meta_folder(folder: Path) -> bool:
+    """Whether the folder is a checkpoint of Meta's, and not one in Hugging Face layout."""
+    return (
+        (folder / "params.json").is_file()
+        and not (folder / "config.json").exists()
+        and any(folder.glob("consolidated*.pth"))
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json that a folder of Meta's would have.
+
+    What params.json does not say is taken from the tensors (vocabulary, whether the head is the embedding, dtype) and
+    from the generation it is of (longest sequence, factor of the scaled rope), as the Hub's config.json files have it.
+
+    Raises:
+        WeightsError: W05 for a params.json that describes no Llama, W03 or W06 for missing or refused weights.
+    """
+    file = folder / "params.json"
+    files = _weight_files(folder)
+    try:
+        params = json.loads(file.read_text(encoding="utf-8"))
+        unread = [what for key, what in _REFUSED.items() if params.get(key) not in (None, -1)]
+        if unread:
+            raise ValueError(f"it is {unread[0]}")
+        return _config(params, open_files(files[:1]), len(files))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise WeightsError(
+            "W05", f"params.json describes no Llama: {why}", where=str(file), fix="get it again"
+        ) from error
+
+
+def _config(params: dict[str, Any], tensors: dict[str, FileTensor], num_files: int) -> dict[str, Any]:
+    dim, num_heads = params["dim"], params["n_heads"]
+    vocab_size, (rows, columns) = params.get("vocab_size", -1), tensors["tok_embeddings.weight"].shape
+    if vocab_size <= 0:
+        vocab_size = rows * num_files if columns == dim else rows  # cut by rows (or whole), or by columns
+    tied = "output.weight" not in tensors or _begin_alike(tensors["output.weight"], tensors["tok_embeddings.weight"])
+    rope_theta, scaled = params.get("rope_theta", 10_000.0), params.get("use_scaled_rope", False)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": dim,
+        "intermediate_size": _intermediate_size(params),
+        "num_hidden_layers": params["n_layers"],
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": params.get("n_kv_heads") or num_heads,
+        "head_dim": dim // num_heads,
+        "max_position_embeddings": 131_072 if scaled else {500_000: 8192, 1_000_000: 16_384}.get(int(rope_theta), 4096),
+        "rms_norm_eps": params["norm_eps"],
+        "rope_theta": float(rope_theta),
+        "tie_word_embeddings": tied,
+        "hidden_act": "silu",
+    }
+    if scaled:
+        # Meta's code has one factor, 8, for all; the Hub has 32 for Llama 3.2's small models, the tied ones.
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": float(params.get("rope_scaling_factor") or (32.0 if tied else 8.0)),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": float(params.get("rope_high_freq_factor") or 4.0),
+            "original_max_position_embeddings": 8192,
+        }
+    first, last = (128_000, 128_001) if vocab_size == 128_256 else (1, 2)
+    return {**config, "bos_token_id": first, "eos_token_id": last}
+
+
+def _begin_alike(one: FileTensor, other: FileTensor) -> bool:
+    """Whether a few rows are the same, which those of different tensors never are."""
+    some = (slice(0, 8), slice(None))
+    return one.shape == other.shape and one.read(some).equal(other.read(some))
+
+
+def _intermediate_size(params: dict[str, Any]) -> int:
+    """Two thirds of four times the width, by the model's factor, up to the next multiple.
+
+    >>> _intermediate_size({"dim": 4096, "multiple_of": 1024, "ffn_dim_multiplier": 1.3})  # Llama 3 8B
+    14336
+    """
+    size = int(2 * 4 * params["dim"] / 3)
+    size = int((params.get("ffn_dim_multiplier") or 1.0) * size)
+    return -(-size // params["multiple_of"]) * int(params["multiple_of"])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("consolidated*.pth"))
+    missing = sorted({f"consolidated.{i:02d}.pth" for i in range(len(files))} - {file.name for file in files})
+    if missing and [file.name for file in files] != ["consolidated.pth"]:
+        found = ", ".join(file.name for file in files)
+        message = f"{missing[0]} is missing; the folder holds {found}"
+        raise WeightsError("W03", message, where=str(folder), fix="download the folder again")
+    return files
+
+
+def open_checkpoint(folder: Path, hub_layout: Layout, head_dim: int) -> tuple[dict[str, FileTensor], Layout]:
+    """The tensors of a folder of Meta's, by file and name, and where in them our parameters are.
+
+    Args:
+        hub_layout: of the same model in the Hub's files, for the names and shapes of our parameters.
+        head_dim: C.
+
+    Raises:
+        WeightsError: W03 or W06 for missing or refused files.
+    """
+    files = _weight_files(folder)
+    parts = [open_files([file]) for file in files]
+    tensors = {f"{file.name}: {name}": tensor for file, part in zip(files, parts) for name, tensor in part.items()}
+    layout: Layout = {}
+    for ours, pieces in hub_layout.items():
+        pattern, layer = pattern_of(ours)
+        if pattern not in WEIGHT_NAMES:
+            continue
+        name = WEIGHT_NAMES[pattern].replace("{}", layer)
+        whole = tuple(axis.stop for axis in pieces[-1].ours)
+        part = parts[0][name].shape if name in parts[0] else whole
+        rotated = head_dim if ours.endswith(_ROTATED) else None
+        layout[ours] = _pieces([f"{file.name}: {name}" for file in files], whole, part, rotated)
+    read = {piece.hub for pieces in layout.values() for piece in pieces}
+    names = {hub.split(": ")[1] for hub in read}
+    # What several files hold alike (norms, and keys of fewer heads than files) is read from the first of them.
+    return {key: t for key, t in tensors.items() if key in read or key.split(": ")[1] not in names}, layout
+
+
+def _pieces(hubs: list[str], whole: Shape, part: Shape, head_dim: int | None) -> tuple[Piece, ...]:
+    """A parameter out of N files that hold parts of equal shape, each a stretch of one dimension.
+
+    Args:
+        hubs: the tensor's name in each of them.
+        whole: shape of our parameter.
+        part: shape in each file.
+        head_dim: C where the rows of each head are in the order of Meta's rope.
+    """
+    cut_dims = [dim for dim, (all_of_it, some) in enumerate(zip(whole, part)) if all_of_it != some]
+    dim = cut_dims[0] if cut_dims else 0
+    size = min(part[dim], whole[dim])
+    num_parts = max(1, whole[dim] // size)
+    hubs = hubs[:: max(1, len(hubs) // num_parts)]  # parts that several files hold alike
+    if len(part) != len(whole) or len(cut_dims) > 1 or num_parts != len(hubs) or size * num_parts != whole[dim]:
+        num_parts, size = 1, whole[dim]  # they do not fit: asked for whole, the shapes will be told
+    everything = tuple(range(length) for length in whole)
+    pieces = []
+    for i in range(num_parts):
+        box = list(everything)
+        box[dim] = range(i * size, (i + 1) * size)
+        theirs = list(everything)
+        theirs[dim] = range(size)
+        pieces.append(Piece(hubs[i], tuple(box), tuple(theirs)))
+    return tuple(pieces) if head_dim is None else tuple(p for piece in pieces for p in _by_halves(piece, head_dim))
+
+
+def _by_halves(piece: Piece, head_dim: int) -> list[Piece]:
+    """Whole heads whose channel pairs are neighbours, as two pieces a head: first of each pair, then second."""
+    rows, half = piece.ours[0], head_dim // 2
+    halves = []
+    for start in range(0, len(rows), head_dim):
+        for i in (0, 1):
+            own = range(rows.start + start + i * half, rows.start + start + (i + 1) * half)
+            theirs = range(start + i, start + head_dim, 2)
+            halves.append(replace(piece, ours=(own, *piece.ours[1:]), theirs=(theirs, *piece.theirs[1:])))
+    return halves
