@@ -66,7 +66,7 @@ def download(
     print(f"folder: {folder}")
     print(f"revision: {_commit(folder, output_dir) or revision}")
     if not any(path.suffix == ".safetensors" for path in files):
-        print("no safetensors among them; pickled weights are not fetched, though a folder may hold them (weights_only)")
+        print("no safetensors among them; pickled weights are not fetched, though they can be read (weights_only)")
     return 0
 
 

@@ -26,8 +26,8 @@ from torchmask.models import (
     smollm3,
 )
 from torchmask.models.family import Family, build_model
-from torchmask.models.scope import out_of_scope, refuse_quantised
 from torchmask.models.resize import with_new_rows
+from torchmask.models.scope import out_of_scope, refuse_quantised
 from torchmask.models.weight_files import open_folder
 from torchmask.models.weights import load_weights
 from torchmask.modules.decoder import Decoder

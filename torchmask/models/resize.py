@@ -7,7 +7,7 @@ the file's own (`with_new_rows`): every rank finds the same ones, and none holds
 Legend: V rows of the file or model, D embed_dim.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from torchmask.modules.decoder import Decoder
 
 Init = Literal["mean", "noise"]
 _TABLES = ("embed_tokens.weight", "lm_head.weight")
+_NOTE = "new_rows"  # attribute of a model on the meta device
 _BLOCK_ROWS = 8192
 _NOISE = 0.02  # of the trained rows' standard deviation: enough to tell new tokens apart, too little to move their mean
 
@@ -69,7 +70,7 @@ def resize_embeddings(
         raise ConfigError("C13", f"vocab_size {vocab_size}, multiple_of {multiple_of}: both must be at least 1")
     if init not in ("mean", "noise"):
         raise ConfigError("C09", f"init is {init!r}", where="init", fix="choose mean or noise")
-    tables = [model.embed_tokens] if model.spec.tie_embeddings else [model.embed_tokens, model.lm_head]
+    tables: list[nn.Module] = [model.embed_tokens] if model.spec.tie_embeddings else [model.embed_tokens, model.lm_head]
     if any(isinstance(table.weight, DTensor) for table in tables):
         raise ConfigError("C09", "a sharded model cannot be resized", fix="resize it before it is sharded")
     held = model.spec.vocab_size
@@ -81,10 +82,10 @@ def resize_embeddings(
         _refuse_to_cut(tables, size)
     if size == held == trained:
         return size
-    if tables[0].weight.is_meta:
-        earlier: NewRows | None = getattr(model, "new_rows", None)
+    if model.embed_tokens.weight.is_meta:
+        earlier: NewRows | None = vars(model).get(_NOTE)
         in_file, before = (held, held) if earlier is None else (earlier.num_held, earlier.num_trained)
-        model.new_rows = NewRows(in_file, min(trained, before), init)
+        vars(model)[_NOTE] = NewRows(in_file, min(trained, before), init)
     for table in tables:
         table.weight = _resized(table.weight, size, trained, init)
     model.embed_tokens.num_embeddings = model.lm_head.out_features = size
@@ -113,7 +114,8 @@ def _refuse_to_cut(tables: list[nn.Module], size: int) -> None:
 
 
 @torch.no_grad()
-def _resized(weight: Tensor, size: int, num_trained: int, init: Init) -> nn.Parameter:
+def _resized(weight: Tensor | nn.Module, size: int, num_trained: int, init: Init) -> nn.Parameter:
+    assert isinstance(weight, Tensor)
     whole = weight.new_empty(size, weight.shape[1])
     if not weight.is_meta:
         kept = weight[:num_trained]
@@ -173,8 +175,8 @@ class _Grown:
 
 
 def with_new_rows(
-    model: Decoder, tensors: Mapping[str, FileTensor], layout: Layout, *, optional_prefix: str = ""
-) -> Mapping[str, FileTensor]:
+    model: Decoder, tensors: dict[str, FileTensor], layout: Layout, *, optional_prefix: str = ""
+) -> dict[str, FileTensor]:
     """The tensors of a checkpoint with the rows that `resize_embeddings` noted, if they lack them; once a model.
 
     Args:
@@ -183,10 +185,10 @@ def with_new_rows(
         layout: where the checkpoint keeps each parameter.
         optional_prefix: of the layout's names, which the checkpoint may lack.
     """
-    note: NewRows | None = getattr(model, "new_rows", None)
+    note: NewRows | None = vars(model).get(_NOTE)
     if note is None:
         return tensors
-    model.new_rows = None
+    del vars(model)[_NOTE]
     size, grown = model.spec.vocab_size, dict(tensors)
     for ours in _TABLES:
         names = {piece.hub for piece in layout.get(ours, ())}
