@@ -241,6 +241,6 @@ def test_a_named_builder_has_the_published_number_of_parameters(name):
 
 def test_every_known_family_has_a_case_and_every_builder_a_size():
     assert {config_of(case)["model_type"] for case in CASES} == set(models.FAMILIES)
-    public = {name: getattr(models, name) for name in models.__all__}
-    builders = {name for name, value in public.items() if getattr(value, "__qualname__", "").startswith("sized.")}
+    builders = {name for family in models.FAMILIES.values() for name in models.builders_of(family)}
     assert builders == SIZES.keys()
+    assert builders <= set(models.__all__)

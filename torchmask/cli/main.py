@@ -13,6 +13,7 @@ import torchmask
 from torchmask.cli.data import add_data_verb
 from torchmask.cli.looking import LOOKING_VERBS, add_looking_verbs
 from torchmask.cli.report import report
+from torchmask.cli.stopping import stop_when_asked
 
 _VERBS = """\
 verbs:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_nowhere()
         return 0
     except BaseException as error:
-        return report(error, debug="--debug" in words)
+        return report(error, debug="--debug" in words, trains=words[:1] == ["run"])
 
 
 def entry_point() -> None:
@@ -78,7 +79,16 @@ def _dispatch(words: list[str]) -> int:
     if args.verb is None:
         _parser().print_help()
         return 0
+    with stop_when_asked(f"before `torchmask {args.verb}` was done"):
+        return _run_verb(args)
+
+
+def _run_verb(args: argparse.Namespace) -> int:
     if args.verb == "ls":
+        if args.models:
+            from torchmask.cli.ls_models import ls_models
+
+            return ls_models()
         from torchmask.cli.ls import ls
 
         return ls()
@@ -138,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show tracebacks")
 
     verbs.add_parser("run", parents=[debug], add_help=False)
-    verbs.add_parser("ls", parents=[debug], description="List the built-in recipes and configurations.")
+    ls = verbs.add_parser("ls", parents=[debug], description="List the built-in recipes and configurations.")
+    ls.add_argument("--models", action="store_true", help="list the families of models and their builders instead")
 
     cat = verbs.add_parser("cat", parents=[debug], description="Print a built-in recipe or configuration.")
     cat.add_argument("name", help="as `torchmask ls` shows it")

@@ -1,5 +1,7 @@
 """Models: builders for published sizes, and folders in Hugging Face layout in and out."""
 
+import sys
+
 from torchmask.models.bloom import (
     bloom_1b1,
     bloom_1b7,
@@ -8,9 +10,7 @@ from torchmask.models.bloom import (
     bloom_176b,
     bloom_560m,
 )
-from torchmask.models.export import (
-    save_pretrained,
-)
+from torchmask.models.export import save_pretrained
 from torchmask.models.falcon import (
     falcon_7b,
     falcon_11b,
@@ -19,6 +19,7 @@ from torchmask.models.falcon import (
     falcon_rw_1b,
     falcon_rw_7b,
 )
+from torchmask.models.family import Family
 from torchmask.models.folder import (
     FAMILIES,
     from_config,
@@ -160,6 +161,7 @@ __all__ = [
     "bloom_7b1",
     "bloom_176b",
     "bloom_560m",
+    "builders_of",
     "code_llama_7b",
     "code_llama_13b",
     "code_llama_34b",
@@ -267,3 +269,13 @@ __all__ = [
     "smollm3_3b",
     "tinyllama_1b",
 ]
+
+
+def builders_of(family: Family) -> list[str]:
+    """The names of a family's builders, in the order of its file.
+
+    >>> builders_of(FAMILIES["smollm3"])
+    ['smollm3_3b']
+    """
+    defined = vars(sys.modules[family.spec_from_config.__module__])
+    return [name for name, value in defined.items() if getattr(value, "family", None) is family]

@@ -29,6 +29,7 @@ class Family:
 
     Attributes:
         model_type: as in config.json.
+        title: the models of this type, for people.
         spec_from_config: config.json to the architecture.
         config_from_spec: the architecture to a config.json that transformers loads.
         weight_names: the Hub's tensor names to ours, `{}` standing for the layer's number.
@@ -38,6 +39,7 @@ class Family:
     """
 
     model_type: str
+    title: str
     spec_from_config: Callable[[dict[str, Any]], DecoderSpec]
     config_from_spec: Callable[[DecoderSpec], dict[str, Any]]
     weight_names: dict[str, str]
@@ -91,4 +93,5 @@ def sized(family: Family, spec: DecoderSpec) -> Callable[..., Decoder]:
     ) -> Decoder:
         return build_model(family, spec, dtype=dtype, device=device, seed=seed)
 
+    builder.family = family  # type: ignore[attr-defined]  # for `builders_of`
     return builder

@@ -151,6 +151,7 @@ def _later_entries(spec: DecoderSpec) -> dict[str, Any]:
 
 GEMMA = Family(
     model_type="gemma",
+    title="Gemma 2B and 7B, CodeGemma",
     spec_from_config=gemma_spec,
     config_from_spec=gemma_config,
     weight_names=WEIGHT_NAMES,
@@ -158,6 +159,7 @@ GEMMA = Family(
 )
 GEMMA2 = Family(
     model_type="gemma2",
+    title="Gemma 2",
     spec_from_config=gemma2_spec,
     config_from_spec=gemma2_config,
     weight_names={**ENDS, **BOTH_NORMS, **PROJECTIONS},
@@ -165,6 +167,7 @@ GEMMA2 = Family(
 )
 GEMMA3 = Family(
     model_type="gemma3_text",
+    title="Gemma 3, the text models",
     spec_from_config=gemma3_spec,
     config_from_spec=gemma3_config,
     weight_names={**ENDS, **BOTH_NORMS, **PROJECTIONS, **QK_NORMS},

@@ -113,6 +113,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="GPT-2 and others of its kind (DistilGPT-2, DialoGPT)",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,

@@ -114,6 +114,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="GPT-NeoX 20B, Pythia, StableLM alpha, RedPajama-INCITE, Dolly 2",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,

@@ -126,6 +126,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="GPT-OSS 20B and 120B, from MXFP4 or 16-bit files",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=_WEIGHT_NAMES,

@@ -55,6 +55,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="Granite 3.0 to 3.3, dense",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,

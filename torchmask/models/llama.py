@@ -43,6 +43,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="Llama 2 to 3.3, Code Llama, TinyLlama, SmolLM2, Yi, DeepSeek-R1 distills",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,

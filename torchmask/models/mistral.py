@@ -69,6 +69,7 @@ def ministral_config(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type="mistral",
+    title="Mistral 7B, Nemo, Small, Zephyr",
     spec_from_config=spec_from_config,
     config_from_spec=mistral_config,
     weight_names=WEIGHT_NAMES,
@@ -76,6 +77,7 @@ FAMILY = Family(
 )
 MINISTRAL = Family(
     model_type="ministral",
+    title="Ministral 8B",
     spec_from_config=spec_from_config,
     config_from_spec=ministral_config,
     weight_names=WEIGHT_NAMES,

@@ -71,6 +71,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="Mixtral 8x7B and 8x22B",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names={**WEIGHT_NAMES, "model.layers.{}.block_sparse_moe.gate.weight": "layers.{}.mlp.router.weight"},

@@ -83,6 +83,7 @@ def olmo3_config(spec: DecoderSpec) -> dict[str, Any]:
 
 OLMO2 = Family(
     model_type="olmo2",
+    title="OLMo 2",
     spec_from_config=olmo2_spec,
     config_from_spec=olmo2_config,
     weight_names=WEIGHT_NAMES,
@@ -90,6 +91,7 @@ OLMO2 = Family(
 )
 OLMO3 = Family(
     model_type="olmo3",
+    title="OLMo 3",
     spec_from_config=olmo3_spec,
     config_from_spec=olmo3_config,
     weight_names=WEIGHT_NAMES,

@@ -65,6 +65,7 @@ _SPLIT = {name for conversion in CONVERSIONS for name in conversion.ours}
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="Phi-3, Phi-3.5, Phi-4 and Phi-4-mini",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names={theirs: ours for theirs, ours in WEIGHT_NAMES.items() if ours not in _SPLIT},

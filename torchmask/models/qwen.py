@@ -87,6 +87,7 @@ def qwen3_config(spec: DecoderSpec) -> dict[str, Any]:
 
 QWEN2 = Family(
     model_type="qwen2",
+    title="Qwen 2, 2.5, QwQ, DeepSeek-R1 distills",
     spec_from_config=qwen2_spec,
     config_from_spec=qwen2_config,
     weight_names=WEIGHT_NAMES,
@@ -94,6 +95,7 @@ QWEN2 = Family(
 )
 QWEN3 = Family(
     model_type="qwen3",
+    title="Qwen3, dense",
     spec_from_config=qwen3_spec,
     config_from_spec=qwen3_config,
     weight_names={**WEIGHT_NAMES, **QK_NORMS},

@@ -99,6 +99,7 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
+    title="Qwen3 30B-A3B and 235B-A22B",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names={**WEIGHT_NAMES, **QK_NORMS, "model.layers.{}.mlp.gate.weight": "layers.{}.mlp.router.weight"},
