@@ -21,6 +21,7 @@ FACTS = {
     "softcap and scale": {"attn_softcap": 1.5, "attn_scale": 0.5},
     "alibi": {"alibi": True},
     "alibi and window": {"alibi": True, "sliding_window": 7},
+    "rounded alibi": {"alibi": True, "alibi_rounded": True, "alibi_scale": 0.3},
 }
 
 

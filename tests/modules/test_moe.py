@@ -70,3 +70,24 @@ def test_a_token_does_not_depend_on_the_others_and_unused_experts_get_no_gradien
     _, chosen = block.route(x[0, :1])
     used = {e for e in range(5) if block.experts.up_proj.grad[e].abs().sum() > 0}
     assert used == set(chosen[0].tolist())
+
+
+def test_the_slope_of_clamped_gates_is_the_specs():
+    x = torch.randn(1, 3, 16, dtype=torch.float64)
+    usual, other = (
+        moe(bias=True, gate_limit=0.5, **slope)(x) for slope in ({"gate_slope": 1.702}, {"gate_slope": 1.0})
+    )
+    assert torch.equal(usual, moe(bias=True, gate_limit=0.5)(x)) and not torch.allclose(usual, other)
+
+
+@pytest.mark.parametrize(("dtype", "is_one_graph"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_compiled_experts_give_what_uncompiled_ones_do(dtype, is_one_graph):
+    block, x = moe(dtype, bias=True), torch.randn(2, 5, 16, dtype=dtype)
+    results = []
+    for forward in (block, torch.compile(block, backend="aot_eager", fullgraph=is_one_graph)):
+        block.zero_grad()
+        out = forward(x)
+        out.float().sum().backward()
+        results.append([out.detach(), *(p.grad for p in block.parameters())])
+    for compiled, plain in zip(*results):
+        torch.testing.assert_close(compiled, plain)

@@ -35,7 +35,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim, self.num_heads = spec.head_dim, spec.num_heads
         self.scale, self.softcap = spec.attn_scale_of(layer), spec.attn_softcap
-        self.alibi, self.alibi_scale, self.qk_norm = spec.alibi, spec.alibi_scale, spec.qk_norm
+        self.alibi, self.alibi_scale, self.alibi_rounded = spec.alibi, spec.alibi_scale, spec.alibi_rounded
+        self.qk_norm = spec.qk_norm
         query_dim, kv_dim = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = nn.Linear(spec.embed_dim, query_dim, bias=spec.qkv_bias)
         self.k_proj = nn.Linear(spec.embed_dim, kv_dim, bias=spec.qkv_bias)
@@ -70,8 +71,9 @@ class SelfAttention(nn.Module):
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.append(k, v)
-        slopes = alibi_slopes(self.num_heads, q.device) * self.alibi_scale if self.alibi else None
-        out = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, alibi_slopes=slopes, sinks=self.sinks)
+        slopes = alibi_slopes(self.num_heads, q.device) if self.alibi else None
+        rule = ScoreRule(self.scale, self.softcap, slopes, self.alibi_scale, self.alibi_rounded)
+        out = attend_by_rule(q, k, v, mask, rule, sinks=self.sinks)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -116,12 +118,18 @@ def attend(
     Returns:
         [B, H, T, C].
     """
-    rule = ScoreRule(scale, softcap, alibi_slopes)
+    return attend_by_rule(q, k, v, mask, ScoreRule(scale, softcap, alibi_slopes), sinks=sinks)
+
+
+def attend_by_rule(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rule: ScoreRule, *, sinks: Tensor | None = None
+) -> Tensor:
+    """`attend` with all that a rule can say."""
     if mask.parts is not None:
         return _attend_parts(q, k, v, mask.parts, rule, sinks=sinks)
     if mask.documents is not None:
         assert sinks is None, "the mask was built without `biased`"
-        return attend_varlen(q, k, v, mask.documents, scale)
+        return attend_varlen(q, k, v, mask.documents, rule.scale)
     if mask.blocks is not None:
         return attend_flex(q, k, v, mask.blocks, rule, mask.positions, sinks=sinks)
     if mask.reference is not None or not rule.is_plain or sinks is not None:
@@ -133,7 +141,7 @@ def attend(
         v,
         attn_mask=mask.visible,
         is_causal=mask.visible is None,
-        scale=scale,
+        scale=rule.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
 
@@ -164,8 +172,7 @@ def attend_dense(
         visible = every.tril(num_keys - num_queries)
     if positions is None:
         positions = torch.arange(num_keys, device=q.device)[None]
-    distances = (positions[:, -num_queries:, None] - positions[:, None, :])[:, None]  # [B, 1, T, S]
-    scores = (rule or ScoreRule()).scores(q, k, distances)
+    scores = (rule or ScoreRule()).scores(q, k, (positions[:, -num_queries:], positions))
     scores = scores.masked_fill(~visible, -torch.inf)
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)

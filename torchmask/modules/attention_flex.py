@@ -55,6 +55,15 @@ def _score_mod(rule: ScoreRule, positions: Tensor | None) -> Callable[..., Tenso
     if slopes is None:
         return capped
     assert positions is not None
+    scale = rule.alibi_scale
+    if rule.alibi_rounded:  # outside the kernel, which would not round
+        heights = rule.rounded_heights(slopes, positions).to(torch.float32)  # [B, H, T]
+
+        def capped_and_stepped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return capped(score, b, h, q, k) - (heights[b, h, q] - heights[b, h, k]).abs() * scale
+
+        return capped_and_stepped
+    slopes = slopes * scale
 
     def capped_and_biased(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return capped(score, b, h, q, k) - slopes[h] * (positions[b, q] - positions[b, k]).abs()

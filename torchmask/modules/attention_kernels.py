@@ -36,11 +36,15 @@ class ScoreRule:
         scale: None = 1 / sqrt(C).
         softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118, section 2).
         alibi_slopes: [H]; the score falls by slope * |positions[q] - positions[k]| (Press et al. 2022, 2108.12409).
+        alibi_scale: of this fall.
+        alibi_rounded: slopes, positions and their products are bf16 numbers, as `DecoderSpec.alibi_rounded` says.
     """
 
     scale: float | None = None
     softcap: float | None = None
     alibi_slopes: Tensor | None = None
+    alibi_scale: float = 1.0
+    alibi_rounded: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -51,21 +55,33 @@ class ScoreRule:
         """The scale for heads of this size."""
         return head_dim**-0.5 if self.scale is None else self.scale
 
-    def scores(self, q: Tensor, k: Tensor, distances: Tensor | None) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
         """[.., H, L, S] in at least fp32.
 
         Args:
             q: [.., H, L, C].
             k: [.., H, S, C].
-            distances: [.., 1, L, S] of positions, where there are slopes.
+            positions: [.., L] int64 of queries and [.., S] of keys, where there are slopes.
         """
         scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * self.scale_for(q.shape[-1])
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.alibi_slopes is not None:
-            assert distances is not None
-            scores = scores - self.alibi_slopes.to(scores.dtype)[:, None, None] * distances.abs()
+            assert positions is not None
+            scores = scores - self._falls(self.alibi_slopes, *positions, scores.dtype)
         return scores
+
+    def _falls(self, slopes: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self.alibi_rounded:
+            distances = (queries[..., None, :, None] - keys[..., None, None, :]).abs()
+            return (slopes.to(dtype) * self.alibi_scale)[:, None, None] * distances
+        heights_of_queries, heights_of_keys = (self.rounded_heights(slopes, p).to(dtype) for p in (queries, keys))
+        return (heights_of_queries[..., :, None] - heights_of_keys[..., None, :]).abs() * self.alibi_scale
+
+    @staticmethod
+    def rounded_heights(slopes: Tensor, positions: Tensor) -> Tensor:
+        """[.., H, S] bf16, what scores have fallen by since position 0, from [.., S] positions."""
+        return slopes.to(torch.bfloat16)[:, None] * positions.to(torch.bfloat16)[..., None, :]
 
 
 def attend_parts(
@@ -207,14 +223,14 @@ def _forward(
 
 
 def _scores(part: Part, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
-    scores = rule.scores(q, k, _distances(part) if rule.alibi_slopes is not None else None)
+    scores = rule.scores(q, k, _positions(part) if rule.alibi_slopes is not None else None)
     return scores if part.visible is None else scores.masked_fill_(~part.visible, -torch.inf)
 
 
-def _distances(part: Part) -> Tensor:
+def _positions(part: Part) -> tuple[Tensor, Tensor]:
+    """[n, L] of its queries and [n, S] of its keys."""
     positions = part.limits.positions
-    q, k = positions[part.indexes(part.queries)], positions[part.indexes(part.keys)]
-    return (q[:, :, None] - k[:, None, :])[:, None]  # [n, 1, L, S]
+    return positions[part.indexes(part.queries)], positions[part.indexes(part.keys)]
 
 
 def _backward(

@@ -83,7 +83,7 @@ class Experts(nn.Module):
         """
         num_tokens, per_token = chosen.shape
         expert, order = chosen.flatten().sort(stable=True)  # pairs of token and expert, by expert
-        sizes = torch.bincount(expert, minlength=len(self.gate_proj))
+        sizes = expert.new_zeros(len(self.gate_proj)).scatter_add(0, expert, torch.ones_like(expert))
         inputs = tokens[order // per_token]
         up = self._product(inputs, self.up_proj, self.up_proj_bias, expert, sizes)
         gate = self._product(inputs, self.gate_proj, self.gate_proj_bias, expert, sizes)
@@ -104,9 +104,11 @@ class Experts(nn.Module):
 
 
 def can_group(x: Tensor, matrices: Tensor) -> bool:
-    """Whether torch's grouped kernel takes them: not in fp64, and rows of whole 16 bytes."""
+    """Whether torch's grouped kernel takes them: rows of whole 16 bytes, not in fp64, and compiled only in bf16."""
+    if x.dtype == torch.float64 or (torch.compiler.is_compiling() and x.dtype != torch.bfloat16):
+        return False  # torch 2.13's rule for the shape of its result, which the compiler asks, knows bf16 alone
     width = 16 // x.element_size()
-    return x.dtype != torch.float64 and all(size % width == 0 for size in matrices.shape[1:])
+    return all(size % width == 0 for size in matrices.shape[1:])
 
 
 def grouped_product(x: Tensor, matrices: Tensor, sizes: Tensor) -> Tensor:

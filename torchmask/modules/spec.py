@@ -62,6 +62,8 @@ class DecoderSpec:
         learned_positions: positions are an embedding of max_seq_len rows.
         alibi: scores fall linearly with distance, in place of rotary positions (Press et al. 2022, 2108.12409).
         alibi_scale: of this fall.
+        alibi_rounded: slopes, positions and their products are rounded to bf16 before they are subtracted and scaled,
+            as in Falcon's code (https://huggingface.co/tiiuae/falcon-rw-1b, `build_alibi_tensor`).
         embed_scale: of the embeddings.
         embed_norm: a norm after the embedding.
         tie_embeddings: the output head is the embedding.
@@ -107,6 +109,7 @@ class DecoderSpec:
     learned_positions: bool = False
     alibi: bool = False
     alibi_scale: float = 1.0
+    alibi_rounded: bool = False
     embed_scale: float = 1.0
     embed_norm: bool = False
     tie_embeddings: bool = False
