@@ -6,10 +6,10 @@ name no file.
 """
 
 import json
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -221,7 +221,7 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
             if "mmap can only be used" not in str(error):
                 raise
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reason = (
             str(error.__context__ or error).strip().partition("\n")[0].partition(". ")[0]
         )  # torch wraps it in advice
