@@ -36,7 +36,13 @@ def golden_cases(assets: Path) -> Callable[[str], list[dict[str, Any]]]:
 
 
 def as_messages(rows: list[dict[str, Any]]) -> list[Message]:
-    return [Message(row["role"], row["content"], tool_calls=row.get("tool_calls", [])) for row in rows]
+    keys = ("name", "tool_call_id")
+    return [
+        Message(
+            row["role"], row["content"], tool_calls=row.get("tool_calls") or [], **{key: row.get(key) for key in keys}
+        )
+        for row in rows
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -90,9 +90,9 @@ def test_cut_and_empty_pieces_are_assembled_alike(load, name, pieces, copies):
     alone = assemble(
         talk,
         encode=tokenizer._backend.encode_with_offsets,
-        encode_structure=tokenizer._encode_structure,
-        encode_control=tokenizer._encode_control,
-        encode_rest=tokenizer._encode_rest,
+        encode_structure=tokenizer._encoders.structure,
+        encode_control=tokenizer._encoders.control,
+        encode_rest=tokenizer._encoders.rest,
     )
     assert len(batch[0]) == len(batch[copies + 1]) == 0
     for i in range(copies):

@@ -2,8 +2,10 @@
 
 import pytest
 
+from torchmask import Message
 from torchmask.messages import TokenKind, default_mask
 from torchmask.tokenizers import from_pretrained
+from torchmask.tokenizers.formats import NATIVE_FORMATS
 
 LLAMA2_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
@@ -35,24 +37,68 @@ GEMMA_TEMPLATE = (
 )
 
 
+NATIVE = ("llama2", "llama3", "qwen3", "gemma", "mistral_v3")
+
+
+def split_at_answers(pieces):
+    """The pieces cut where each answer begins: header and content are encoded apart."""
+    seen = set()
+    result = []
+    for piece in pieces:
+        begins = piece.kind == TokenKind.CONTENT and piece.turn not in seen
+        seen |= {piece.turn} if begins else set()
+        result.append(piece._replace(apart=begins))
+    return result
+
+
+def supervised(rendered, messages):
+    return [i for i, flag in enumerate(default_mask(rendered, messages)) if flag == 0]
+
+
 def assert_equals_goldens(tokenizer, cases):
     assert cases
     for case in cases:
-        tokens, mask = tokenizer.tokenize_messages(
-            case["messages"], tools=case["tools"], add_generation_prompt=case["add_generation_prompt"]
-        )
-        assert tokens == case["input_ids"], case["name"]
-        assert [i for i, flag in enumerate(mask) if flag == 0] == case["supervised_positions"], case["name"]
-        assert set(mask) <= {0, 1}
+        asked = (case["messages"], case["tools"], case["add_generation_prompt"])
+        rendered = tokenizer.render(*asked)
+        assert rendered.tokens.tolist() == case["input_ids"], case["name"]
+        assert supervised(rendered, case["messages"]) == case["supervised_positions"], case["name"]
+        ends = [i for i, kind in enumerate(rendered.kinds) if kind == TokenKind.END_OF_TURN]
+        assert [i for i in ends if i in case["supervised_positions"]] == [
+            turn["end_of_turn_position"] for turn in case["assistant_turns"]
+        ], case["name"]
+        if case.get("boundary_straddling_positions"):
+            assert rendered.num_straddlers >= len(case["boundary_straddling_positions"]), case["name"]
+            apart = tokenizer.render(*asked, edit=split_at_answers)
+            assert apart.tokens.tolist() == case["input_ids_split_at_assistant_start"], case["name"]
+            assert supervised(apart, case["messages"]) == case["supervised_positions_split"], case["name"]
+        if "hf_naive_ids" in case:
+            assert rendered.tokens.tolist() != case["hf_naive_ids"], case["name"]
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3"])
+@pytest.mark.parametrize("name", NATIVE)
 def test_native_formats_equal_the_published_ids_and_positions(load, golden_cases, name):
     assert_equals_goldens(load(name, name), golden_cases(name))
 
 
 def test_qwen3_by_its_own_template_equals_the_published_ids_and_positions(load, golden_cases):
     assert_equals_goldens(load("qwen3"), golden_cases("qwen3"))
+
+
+def test_every_golden_file_has_a_native_format(assets):
+    found = {file.stem for file in (assets / "goldens").glob("*.json")}
+    assert found <= set(NATIVE_FORMATS)
+    assert found <= set(NATIVE)
+
+
+def test_a_token_over_header_and_answer_is_counted_and_can_be_cut(load):
+    tokenizer = load("qwen3", "qwen2_5")
+    messages = [Message("user", "q"), Message("assistant", "\n\nanswer")]
+    rendered, apart = tokenizer.render(messages), tokenizer.render(messages, edit=split_at_answers)
+    straddler = tokenizer.encode("assistant\n\n\nanswer")[1]
+    assert rendered.num_straddlers == 1
+    assert apart.num_straddlers == 0
+    assert rendered.tokens[supervised(rendered, messages)].tolist()[0] == straddler
+    assert tokenizer.decode(apart.tokens[supervised(apart, messages)], skip_special=False) == "\n\nanswer<|im_end|>"
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
@@ -93,18 +139,3 @@ def test_template_and_native_format_agree_on_kinds_and_turns_of_every_message(
 def test_end_of_turn_of_a_template_is_a_stop_token(folder_with):
     tokenizer = from_pretrained(folder_with("gemma", ["tokenizer.model"], chat_template=GEMMA_TEMPLATE))
     assert tokenizer.stop_ids == (1, 107)
-
-
-def test_the_injectable_encoding_is_not_made(load, golden_cases):
-    for name, chat_format in (("llama2", "llama2"), ("llama3", "llama3"), ("qwen3", None)):
-        case = next(c for c in golden_cases(name) if c["name"] == "special_injection")
-        assert load(name, chat_format).tokenize_messages(case["messages"])[0] != case["hf_naive_ids"]
-
-
-def test_end_of_turn_is_known_by_index(load, golden_cases):
-    for name, chat_format in (("llama2", "llama2"), ("llama3", "llama3"), ("qwen3", None)):
-        for case in golden_cases(name):
-            rendered = load(name, chat_format).render(case["messages"], tools=case["tools"])
-            trained = default_mask(rendered, case["messages"]) == 0
-            found = [i for i, kind in enumerate(rendered.kinds) if kind == TokenKind.END_OF_TURN and trained[i]]
-            assert found == [turn["end_of_turn_position"] for turn in case["assistant_turns"]], case["name"]

@@ -94,7 +94,9 @@ def test_saving_copies_what_is_needed_to_load_it_again(load, tmp_path, name):
 
 def test_a_folder_without_tokenizer_says_what_was_looked_for_and_found(tmp_path):
     (tmp_path / "model.safetensors").write_text("x")
-    with pytest.raises(ConfigError, match=r"tokenizer.json, tokenizer.model, .*holds model.safetensors") as raised:
+    with pytest.raises(
+        ConfigError, match=r"tokenizer.json, tekken.json, tokenizer.model, .*holds model.safetensors"
+    ) as raised:
         from_pretrained(tmp_path)
     assert raised.value.id == "C11"
 

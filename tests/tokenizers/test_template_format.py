@@ -111,7 +111,7 @@ def test_a_prompt_that_is_not_how_the_conversation_begins_is_refused(tiny_with):
     with pytest.raises(DataError, match=r"turn 2 of 4 \(assistant\) cannot be located") as raised:
         tiny_with(template).tokenize_messages(CHAT)
     assert raised.value.id == "D14"
-    assert "llama2, llama3, chatml" in str(raised.value)
+    assert "llama2, llama3, llama3_1, chatml" in str(raised.value)
 
 
 def test_the_same_template_still_makes_prompts_for_generation(tiny_with):

@@ -28,6 +28,7 @@ def assemble_many(
     encode_structure: Callable[[str], Encoded],
     encode_control: Callable[[str], Encoded],
     encode_rest: Callable[[str], Encoded] | None = None,
+    encode_first: Callable[[str], Encoded] | None = None,
     with_characters: bool = True,
 ) -> RenderedBatch:
     """The renderings of conversations, each equal to what `assemble` makes of it.
@@ -35,7 +36,7 @@ def assemble_many(
     Args:
         conversations: the pieces of each; fewer than 2**31 characters together.
         encode_many: encodes runs of text, each alone.
-        encode_structure, encode_control, encode_rest: see `assemble`.
+        encode_structure, encode_control, encode_rest, encode_first: see `assemble`.
         with_characters: fill in `content_starts` and `content_ends`; else they are -1.
     """
     kept = [[piece for piece in pieces if piece.text] for pieces in conversations]
@@ -48,14 +49,17 @@ def assemble_many(
         return RenderedBatch(none, none.astype(np.uint8), none, none, none, zeros, zeros[1:], kept, none, none, bases)
     columns = _Columns(flat)
     firsts, is_fresh, goes_on = _segments(columns, piece_offsets)
+    is_first = np.isin(firsts, piece_offsets[:-1]) if encode_first is not None else np.zeros_like(goes_on)
     encoded = _encode_segments(
         columns,
         firsts,
         goes_on,
+        is_first,
         encode_many=encode_many,
         encode_structure=encode_structure,
         encode_control=encode_control,
         encode_rest=encode_rest,
+        encode_first=encode_first,
     )
     # Where each conversation's segments begin, then its tokens.
     segment_of_piece = np.cumsum(is_fresh) - 1
@@ -96,11 +100,13 @@ def _encode_segments(
     columns: _Columns,
     firsts: _Ints,
     goes_on: npt.NDArray[np.bool_],
+    is_first: npt.NDArray[np.bool_],
     *,
     encode_many: Callable[[Sequence[str]], EncodedTexts],
     encode_structure: Callable[[str], Encoded],
     encode_control: Callable[[str], Encoded],
     encode_rest: Callable[[str], Encoded] | None,
+    encode_first: Callable[[str], Encoded] | None,
 ) -> EncodedTexts:
     """The tokens of all segments, with characters counted over all pieces."""
     stops = np.append(firsts[1:], len(columns.texts))
@@ -110,19 +116,20 @@ def _encode_segments(
     is_token = columns.is_token[firsts]
     has_own_words = np.logical_or.reduceat(columns.kinds != TokenKind.STRUCTURE, firsts)
     is_rest = goes_on if encode_rest is not None else np.zeros_like(goes_on)
-    is_run = ~is_token & ~is_rest & has_own_words
+    is_first = is_first & ~is_token
+    is_run = ~is_token & ~is_rest & ~is_first & has_own_words
     runs = np.flatnonzero(is_run)
     found = encode_many([texts[i] for i in runs.tolist()])
 
     # Segments that return in every conversation are encoded once and referred to.
     others = np.flatnonzero(~is_run)
-    ways = (is_token.astype(np.int8) + 2 * is_rest)[others].tolist()
+    ways = (is_token.astype(np.int8) + 2 * is_rest + 3 * is_first)[others].tolist()
     keys = list(zip(ways, [texts[i] for i in others.tolist()]))
     constants = {key: len(runs) + i for i, key in enumerate(dict.fromkeys(keys))}
     unit = np.empty(len(texts), np.int64)
     unit[runs] = np.arange(len(runs))
     unit[others] = list(map(constants.__getitem__, keys))
-    encoders: list[Any] = [encode_structure, encode_control, encode_rest]
+    encoders: list[Any] = [encode_structure, encode_control, encode_rest, encode_first]
     units = [encoders[way](text) for way, text in constants]
 
     sizes = np.concatenate([np.diff(found.offsets), [len(u.ids) for u in units]]).astype(np.int64)

@@ -57,6 +57,13 @@ def offsets_of(sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return offsets
 
 
+class Blanks(NamedTuple):
+    """Which blanks around a control token belong to it (`lstrip` and `rstrip` of an added token)."""
+
+    before: bool
+    after: bool
+
+
 class Backend(Protocol):
     """A tokenizer library behind one face.
 
@@ -67,6 +74,9 @@ class Backend(Protocol):
             (Qwen's `<think>`); not made from text either.
         bos, eos, pad: the text of these tokens as the model file names them, None where it does not.
         stops: further tokens at which generation stops, as far as the model file's format fixes them.
+        swallows: the control tokens that take in blanks around them, which then are in no other token.
+        middle: the back end for text that follows another token, where only the text at the very beginning gets the
+            blank that sentencepiece puts in front; else None.
     """
 
     vocab_size: int
@@ -76,6 +86,11 @@ class Backend(Protocol):
     eos: str | None
     pad: str | None
     stops: Sequence[str]
+    swallows: Mapping[str, Blanks]
+
+    @property
+    def middle(self) -> "Backend | None":
+        """See above."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, no BOS or EOS."""

@@ -1,23 +1,38 @@
 """Which tokenizer a folder holds, and what its configuration files say about it.
 
-Where several tokenizer files are present, `tokenizer.json` is read: a fine-tuned model's added tokens are in it and
-not in `tokenizer.model`. What `tokenizer.model` holds is told from its first bytes (sentencepiece and Meta's tiktoken
-ranks share the name).
+Where several tokenizer files are present, the first of these is read: tokenizer.json (a fine-tuned model's added tokens
+are in it, and often nowhere else), tekken.json, tokenizer.model, vocab.json with merges.txt. What `tokenizer.model`
+holds is told from its first bytes (sentencepiece and Meta's tiktoken ranks share the name). Whichever it is, the tokens
+that the configuration files add are part of the tokenizer.
 """
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchmask.errors import ConfigError
+from torchmask.tokenizers.added_tokens import (
+    ADDED_FILE,
+    CONFIG_FILE,
+    MAP_FILE,
+    AddedToken,
+    NamedTokens,
+    WithAddedTokens,
+    missing_tokens,
+    read_named_tokens,
+)
 from torchmask.tokenizers.backend import Backend
+from torchmask.tokenizers.json_files import read_json
+from torchmask.tokenizers.library_state import split_pattern, with_split_pattern
 from torchmask.tokenizers.sentencepiece_model import SentencePieceModel
-from torchmask.tokenizers.tiktoken_ranks import TiktokenRanks, is_tiktoken_file
+from torchmask.tokenizers.tekken import tekken, tekken_pattern
+from torchmask.tokenizers.tiktoken_ranks import is_tiktoken_file, llama3_ranks
 from torchmask.tokenizers.tokenizer_json import TokenizerJson
+from torchmask.tokenizers.vocabulary_files import byte_level_bpe
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json + merges.txt")
-CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json + merges.txt")
+CONFIG_FILES = (CONFIG_FILE, MAP_FILE, ADDED_FILE, "chat_template.jinja", "chat_template.json")
 
 # Used only where neither a configuration nor the model file says which token is which.
 _USUAL_NAMES = {
@@ -50,19 +65,11 @@ def open_backend(folder: Path) -> tuple[Backend, list[Path]]:
             where=str(folder),
             fix="check the path; `torchmask download REPO --output-dir FOLDER` fetches a model with its tokenizer",
         )
-    json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
-    bpe_files = [folder / "vocab.json", folder / "merges.txt"]
-    extra = [folder / name for name in CONFIG_FILES if (folder / name).is_file()]
-    if json_file.is_file():
-        _refuse_placeholder(json_file)
-        beside = [model_file] if model_file.is_file() else []
-        return TokenizerJson(json_file), [json_file, *beside, *extra]
-    if model_file.is_file():
-        head = _refuse_placeholder(model_file)
-        backend = TiktokenRanks(model_file) if is_tiktoken_file(head) else SentencePieceModel(model_file)
-        return backend, [model_file, *extra]
-    if all(path.is_file() for path in bpe_files):
-        return TokenizerJson(*bpe_files), [*bpe_files, *extra]
+    named = read_named_tokens(folder)
+    opened = _open_json(folder, named) or _open_beside(folder, named)
+    if opened is not None:
+        backend, files = opened
+        return backend, [*files, *(folder / name for name in CONFIG_FILES if (folder / name).is_file())]
     found = sorted(path.name for path in folder.iterdir())
     raise ConfigError(
         "C11",
@@ -70,6 +77,78 @@ def open_backend(folder: Path) -> tuple[Backend, list[Path]]:
         where=str(folder),
         fix="copy the model's tokenizer files into the folder (torchmask download fetches them with a model)",
     )
+
+
+def _open_json(folder: Path, named: NamedTokens) -> tuple[Backend, list[Path]] | None:
+    """The tokenizer of the `tokenizers` library in a folder, and its files, if there is one."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    _refuse_placeholder(file)
+    backend = TokenizerJson.from_file(file, config=read_json(folder / CONFIG_FILE), named=named, edit=_mended(folder))
+    beside = [path for path in (_tekken_file(folder), _model_file(folder)) if path is not None]
+    return backend, [file, *beside]
+
+
+def _open_beside(folder: Path, named: NamedTokens) -> tuple[Backend, list[Path]] | None:
+    """The tokenizer in a folder without tokenizer.json, and its files, if there is one."""
+    config = read_json(folder / CONFIG_FILE)
+    model_file, bpe_files = _model_file(folder), [folder / "vocab.json", folder / "merges.txt"]
+    tekken_file = _tekken_file(folder)
+    if tekken_file is None and model_file is None:
+        if not all(path.is_file() for path in bpe_files):
+            return None
+        for path in bpe_files:
+            _refuse_placeholder(path)
+        tokenizer = byte_level_bpe(*bpe_files, config=config)
+        return TokenizerJson(tokenizer, where=str(bpe_files[0]), named=named), bpe_files
+    file = tekken_file or model_file
+    assert file is not None
+    head = _refuse_placeholder(file)
+    backend: Backend
+    if tekken_file is not None:
+        backend = tekken(file)
+    elif is_tiktoken_file(head):
+        backend = llama3_ranks(file)
+    else:
+        control = [token.text for token in (*named.tokens, *named.names.values()) if token.is_control]
+        backend = SentencePieceModel(file, control=control, prefix=_prefix(config))
+    tokens: list[AddedToken] = missing_tokens(named, backend)
+    beside = [model_file] if model_file is not None and model_file != file else []
+    return (WithAddedTokens(backend, tokens) if tokens else backend), [file, *beside]
+
+
+def _prefix(config: Mapping[str, Any]) -> str:
+    """Where transformers has sentencepiece put a blank in front of text."""
+    if config.get("add_prefix_space") is False:
+        return "never"
+    return "first" if config.get("legacy") is False else "always"
+
+
+def _mended(folder: Path) -> Callable[[Any], Any] | None:
+    """Mistral's tokenizer.json files of 2025 cut text otherwise than the tekken.json next to them, which is right."""
+    file = _tekken_file(folder)
+    if file is None:
+        return None
+    pattern = tekken_pattern(file)
+
+    def mend(tokenizer: Any) -> Any:
+        found = split_pattern(tokenizer)
+        return tokenizer if found in (None, pattern) else with_split_pattern(tokenizer, pattern)
+
+    return mend
+
+
+def _tekken_file(folder: Path) -> Path | None:
+    """`tekken.json`, or one with a date in its name, the newest."""
+    alone = folder / "tekken.json"
+    return alone if alone.is_file() else max(folder.glob("tekken_*.json"), default=None)
+
+
+def _model_file(folder: Path) -> Path | None:
+    """`tokenizer.model`, or Mistral's `tokenizer.model.v3`."""
+    alone = folder / "tokenizer.model"
+    return alone if alone.is_file() else max(folder.glob("tokenizer.model.v*"), default=None)
 
 
 def _refuse_placeholder(path: Path) -> bytes:
@@ -88,23 +167,6 @@ def _refuse_placeholder(path: Path) -> bytes:
     if what:
         raise ConfigError("C11", f"{path.name} {what}", where=str(path), fix="download the file again")
     return head
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file.
-
-    Raises:
-        ConfigError: C10, the file is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("C10", f"not valid JSON: {error}", where=str(path)) from None
-    if not isinstance(value, dict):
-        raise ConfigError("C10", f"expected a JSON object, found {type(value).__name__}", where=str(path))
-    return value
 
 
 def read_roles(folder: Path, backend: Backend) -> Roles:

@@ -22,6 +22,7 @@ def assemble(
     encode_structure: Callable[[str], Encoded],
     encode_control: Callable[[str], Encoded],
     encode_rest: Callable[[str], Encoded] | None = None,
+    encode_first: Callable[[str], Encoded] | None = None,
 ) -> Rendered:
     """The rendering of `pieces`.
 
@@ -31,6 +32,7 @@ def assemble(
         encode_structure: the same for runs without content, which return in every conversation and may be cached.
         encode_control: one control token by its text, covering all of it; may be cached too.
         encode_rest: encodes text that goes on after a cut (`Piece.apart`), as in the middle of a text; None = `encode`.
+        encode_first: encodes text that the conversation begins with, where that differs; None = `encode`.
     """
     pieces = [piece for piece in pieces if piece.text]
     ids: list[IntArray] = []
@@ -52,6 +54,8 @@ def assemble(
             length = len(text)
             if goes_on and encode_rest is not None:
                 encoded = encode_rest(text)
+            elif base == 0 and encode_first is not None:
+                encoded = encode_first(text)
             else:
                 is_constant = all(piece.kind == TokenKind.STRUCTURE for piece in run)
                 encoded = encode_structure(text) if is_constant else encode(text)

@@ -1,7 +1,8 @@
 """Back end for sentencepiece's `tokenizer.model`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy.typing as npt
 
 from torchmask.errors import ConfigError
 from torchmask.tokenizers.backend import (
+    Backend,
+    Blanks,
     Encoded,
     EncodedTexts,
     byte_spans_to_char_spans,
@@ -23,6 +26,7 @@ from torchmask.tokenizers.backend import (
 # defined). The text's bytes exclude control characters, so that a match cannot run on into the next piece.
 _USER_DEFINED = re.compile(rb"\x0a([\x03-\x7f])([<\[][\x21-\x7e\x80-\xff]{1,124}[>\]])(\x15(?s:.{4})\x18)\x04")
 _CONTROL = b"\x03"
+_NORMALIZER_FIELD, _DUMMY_PREFIX = 0x1A, b"\x18"  # normalizer_spec of the model; add_dummy_prefix in it
 
 
 class SentencePieceModel:
@@ -32,32 +36,60 @@ class SentencePieceModel:
     control tokens are made control pieces before the model is loaded, which is what keeps them out of typed text
     and leaves all other ids as they are.
 
+    Args:
+        path: of the file.
+        control: pieces that the folder's configuration calls special, which become control pieces too (Code Llama's
+            `▁<PRE>` is an ordinary piece of its file).
+        prefix: `always` takes the model's word on whether a blank is put in front of every text; `first` puts it only
+            in front of what begins a text, not after a token (transformers' `legacy: false`); `never`.
+
     Raises:
         ConfigError: C11, the file is not a sentencepiece model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, control: Iterable[str] = (), prefix: str = "always") -> None:
         import sentencepiece
 
         data, retyped = _user_markers_as_control(path.read_bytes())
         try:
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
+            edited = data
+            for text in control:
+                id = self._model.piece_to_id(text)
+                if self._model.id_to_piece(id) == text and not self._is_control(id):
+                    edited = _as_control(edited, text)
+            if prefix == "never":
+                edited = _without_dummy_prefix(edited)
+            if edited is not data:
+                self._model = sentencepiece.SentencePieceProcessor(model_proto=edited)
         except Exception as error:
             raise ConfigError("C11", f"not a sentencepiece model: {error}", where=str(path)) from None
+        self._path, self._control, self._prefix = path, tuple(control), prefix
         model = self._model
         self.vocab_size: int = model.vocab_size()
         self._pieces: list[str] = model.id_to_piece(list(range(self.vocab_size)))
-        is_control = [model.is_control(i) or model.is_unknown(i) for i in range(self.vocab_size)]
+        is_control = [self._is_control(i) for i in range(self.vocab_size)]
         self.specials: Mapping[str, int] = {piece: i for i, piece in enumerate(self._pieces) if is_control[i]}
         assert all(text in self.specials for text in retyped)
         self.markers: Mapping[str, int] = {}
         self.bos, self.eos, self.pad = (self._name(i) for i in (model.bos_id(), model.eos_id(), model.pad_id()))
         self.stops: Sequence[str] = ()
+        self.swallows: Mapping[str, Blanks] = {}
         is_byte = [model.is_byte(i) for i in range(self.vocab_size)]
         self._piece_bytes = np.array([1 if byte else len(p.encode()) for p, byte in zip(self._pieces, is_byte)])
         self._unknown: int = model.unk_id()
         # A model that removes blanks says that what is left of them comes from the first character it kept.
         self._moves_starts = model.normalize("  a", with_offsets=True)[1][0] != 0
+
+    @cached_property
+    def middle(self) -> Backend | None:
+        """The same without a blank in front, for text after another token; None where every text gets it."""
+        if self._prefix != "first":
+            return None
+        return SentencePieceModel(self._path, control=self._control, prefix="never")
+
+    def _is_control(self, id: int) -> bool:
+        return self._model.is_control(id) or self._model.is_unknown(id)
 
     def _name(self, id: int) -> str | None:
         return self._pieces[id] if id >= 0 else None
@@ -133,3 +165,53 @@ def _user_markers_as_control(data: bytes) -> tuple[bytes, list[str]]:
         return b"\x0a" + match[1] + match[2] + match[3] + _CONTROL
 
     return _USER_DEFINED.sub(retype, data), retyped
+
+
+def _as_control(data: bytes, text: str) -> bytes:
+    """The model with one ordinary or user-defined piece typed as a control piece."""
+    name = text.encode()
+    if len(name) > 100:  # lengths in the protobuf are then more than a byte
+        return data
+    body = b"\x0a" + bytes([len(name)]) + name
+    found = re.compile(rb"\x0a([\x00-\x7f])(" + re.escape(body) + rb"\x15(?s:.{4}))(\x18.)?")
+
+    def retype(match: re.Match[bytes]) -> bytes:
+        size = len(match[2]) + len(match[3] or b"")
+        if match[1][0] != size:
+            return match[0]
+        return b"\x0a" + bytes([len(match[2]) + 2]) + match[2] + b"\x18" + _CONTROL
+
+    return found.sub(retype, data)
+
+
+def _without_dummy_prefix(data: bytes) -> bytes:
+    """The model with `add_dummy_prefix` off: a field that comes later in a protobuf wins, so one is added."""
+    at = 0
+    while at < len(data):
+        tag = data[at]
+        size, start = _varint(data, at + 1)
+        if tag & 7 != 2:
+            raise ValueError("not a sentencepiece model's protobuf")
+        if tag == _NORMALIZER_FIELD:
+            body = data[start : start + size] + _DUMMY_PREFIX + b"\x00"
+            return data[:at] + bytes([tag]) + _as_varint(len(body)) + body + data[start + size :]
+        at = start + size
+    return data
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of the protobuf at a place, and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        if data[at] < 0x80:
+            return value, at + 1
+        at, shift = at + 1, shift + 7
+
+
+def _as_varint(value: int) -> bytes:
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])

@@ -28,14 +28,16 @@ class Skeleton(NamedTuple):
 
     Attributes:
         units: numbers of constant blocks in their order; -1 for each run of text.
-        prefixes: the structure that each run begins with.
+        prefixes: what the format writes in front of each run's text.
         prefix_lengths: its characters.
+        prefix_kinds: what its tokens are: structure, or content where the model has to produce it.
         turns: the message of each run.
     """
 
     units: tuple[int, ...]
     prefixes: tuple[str, ...]
     prefix_lengths: tuple[int, ...]
+    prefix_kinds: tuple[int, ...]
     turns: tuple[int, ...]
 
 
@@ -76,10 +78,15 @@ class Sketcher:
         Raises:
             DataError: D07, as `Tokenizer.render`.
         """
-        texts = [self._shown(message.text) for message in messages]
-        shape = tuple([(m.role, m.eot, m.ipython, text != "") for m, text in zip(messages, texts)])
-        if any(message.tool_calls for message in messages):
+        if any(message.tool_calls or message.reasoning for message in messages):
             return None
+        texts: list[str] = []
+        for message in messages:
+            text = self._shown(message)
+            if text is None:
+                return None
+            texts.append(text)
+        shape = tuple([(m.role, m.eot, m.ipython, text != "") for m, text in zip(messages, texts)])
         if self._markers and any(marker in text for text in texts for marker in self._markers):
             return None
         if shape not in self._skeletons:
@@ -95,9 +102,11 @@ class Sketcher:
             Message(role, _STAND_IN if is_text else "", eot=eot, ipython=ipython)
             for role, eot, ipython, is_text in shape
         ]
-        pieces = [piece for piece in self._native.pieces(messages, False) if piece.text]
+        pieces = [piece for piece in self._native.pieces(messages, None, False) if piece.text]
+        if any(piece.apart for piece in pieces):
+            return None
         units: list[int] = []
-        runs: list[tuple[str, int]] = []  # prefix and turn
+        runs: list[tuple[str, int, int]] = []  # prefix, its kind and turn
         block: list[tuple[Encoded, Piece]] = []
         at = 0
         while at < len(pieces):
@@ -111,18 +120,18 @@ class Sketcher:
                 block.append((self._encode_control(run[0].text), run[0]))
             elif len({piece.turn for piece in run}) > 1:
                 return None
-            elif all(piece.kind == TokenKind.STRUCTURE for piece in run):
+            elif len({piece.kind for piece in run}) == 1 and all(piece.offset < 0 for piece in run):
                 block.append((self._encode_structure(prefix + run[-1].text), run[0]))
             elif _is_prefix_and_text(run) and prefix.isascii():
                 units += self._keep(block)
                 units.append(_RUN)
-                runs.append((prefix, run[0].turn))
+                runs.append((prefix, run[0].kind, run[0].turn))
                 block = []
             else:
                 return None
         units += self._keep(block)
-        prefixes, turns = tuple(prefix for prefix, _ in runs), tuple(turn for _, turn in runs)
-        return Skeleton(tuple(units), prefixes, tuple(map(len, prefixes)), turns)
+        prefixes, kinds, turns = zip(*runs) if runs else ((), (), ())
+        return Skeleton(tuple(units), prefixes, tuple(map(len, prefixes)), kinds, turns)
 
     def _keep(self, block: Sequence[tuple[Encoded, Piece]]) -> list[int]:
         """The number of a block of constant tokens, if there are any."""
@@ -157,9 +166,13 @@ class Sketcher:
         prefix = np.repeat(
             np.fromiter(chain.from_iterable(s.prefix_lengths for s in skeletons), np.int32), run_sizes
         )  # [tokens of runs]
+        prefix_kinds = np.repeat(
+            np.fromiter(chain.from_iterable(s.prefix_kinds for s in skeletons), np.uint8), run_sizes
+        )  # [tokens of runs]
         in_prefix = found.starts < prefix
-        is_straddler = in_prefix & (found.ends > prefix)
-        run_kinds = np.where(in_prefix & ~is_straddler, TokenKind.STRUCTURE, TokenKind.CONTENT).astype(np.uint8)
+        crosses = in_prefix & (found.ends > prefix)
+        is_straddler = crosses & (prefix_kinds == TokenKind.STRUCTURE)
+        run_kinds = np.where(in_prefix & ~crosses, prefix_kinds, TokenKind.CONTENT).astype(np.uint8)
 
         units[is_run] = len(blocks) + np.arange(len(run_sizes))
         sizes = np.concatenate([np.array([len(ids) for ids, _, _ in blocks], np.int64), run_sizes])
@@ -195,10 +208,11 @@ class Sketcher:
 
 
 def _is_prefix_and_text(run: Sequence[Piece]) -> bool:
-    """Whether a run is structure, then a message's text and nothing else."""
+    """Whether a run is what the format writes, all of one kind, then a message's text and nothing else."""
     *before, last = run
     return (
-        all(piece.kind == TokenKind.STRUCTURE for piece in before)
+        len({piece.kind for piece in before}) <= 1
+        and all(piece.offset < 0 for piece in before)
         and last.kind == TokenKind.CONTENT
         and last.text == _STAND_IN
     )

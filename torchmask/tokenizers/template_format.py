@@ -14,6 +14,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -21,12 +22,14 @@ from typing import Any
 
 from torchmask.errors import DataError
 from torchmask.messages import Message
-from torchmask.tokenizers.folder import read_json
 from torchmask.tokenizers.formats import NATIVE_FORMATS, Tools
+from torchmask.tokenizers.json_files import read_json
 from torchmask.tokenizers.pieces import Piece
 from torchmask.tokenizers.sandbox import RefusedByTemplate, compile_template
 from torchmask.tokenizers.shield import Shield, alternatives
-from torchmask.tokenizers.turns import Span, Token, Turn, cut_into_pieces, in_text_order
+from torchmask.tokenizers.template_probe import TemplateProbe
+from torchmask.tokenizers.tool_calls import to_json, with_parsed_arguments
+from torchmask.tokenizers.turns import Span, Token, Turn, cut_into_pieces, in_text_order, marked_text, ways_to_mark
 
 
 def read_templates(folder: Path) -> dict[str, str]:
@@ -74,6 +77,7 @@ class TemplateFormat:
         self._not_writable = alternatives(text for text in control if text not in self._writable)
         self._only_writable = alternatives(writable)
         self._compiled: dict[str, Any] = {}
+        self._probe = TemplateProbe(self._render, self._any_control, self._writable)
 
     def pieces(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> list[Piece]:
         """The conversation as the template writes it; turns that are not `Message.trained` need not be located.
@@ -83,15 +87,19 @@ class TemplateFormat:
         """
         trained = [message.trained for message in messages]
         written = json.dumps(
-            [[m.content, m.tool_calls, m.name, m.tool_call_id] for m in messages] + [tools],
+            [[m.content, m.reasoning, m.tool_calls, m.name, m.tool_call_id] for m in messages] + [tools],
             ensure_ascii=False,
             default=str,
         )
         shield = Shield([written, *self._sources.values()])
-        plain = [self._as_dict(message, shield) for message in messages]
         shown_tools = shield.hide(list(tools), self._any_control) if tools else None
-        text = self._render(plain, shown_tools, add_generation_prompt)
-        turns = [Turn(span) for span in self._mark_contents(plain, shown_tools, add_generation_prompt, text, shield)]
+        self._refuse_dropped_reasoning(messages)
+        plain, text = self._written(messages, shown_tools, add_generation_prompt, shield)
+        self._refuse_dropped_calls(plain, shown_tools, add_generation_prompt, text)
+        turns = self._find_texts(plain, shown_tools, add_generation_prompt, text, shield)
+        for message, turn in zip(messages, turns, strict=True):
+            if turn.reasoning is not None:
+                turn.reasoning = turn.reasoning._replace(offset=turn.reasoning.offset + len(message.text))
         tokens = self._find_tokens(text, turns, messages)
         for i, message in enumerate(messages):
             if message.role == "assistant":
@@ -105,38 +113,86 @@ class TemplateFormat:
         self._find_ends(turns, tokens, messages, text, must_end)
         return cut_into_pieces(text, turns, tokens, messages, shield=shield, eos=self._eos)
 
-    @cached_property
+    @property
     def end_of_turn(self) -> str | None:
         """The control token that the template writes after an answer; None if it writes none or takes no such chat."""
-        answer = "\U000f0000"
-        try:
-            text = self._render(
-                [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}], None, False
-            )
-        except DataError:
-            return None
-        after = text.partition(answer)[2]
-        found = self._any_control.search(after) if self._any_control else None
-        return found[0] if found else None
+        return self._probe.end_of_turn
+
+    @property
+    def end_of_call(self) -> str | None:
+        """The control token with which a message of tool calls ends, as `end_of_turn`; gpt-oss has one of its own."""
+        return self._probe.end_of_call
 
     @cached_property
-    def _has_generation_prompt(self) -> bool:
-        user = [{"role": "user", "content": "a"}]
+    def _ends(self) -> frozenset[str]:
+        """Every token that ends a turn."""
+        found = (*self._stops, self.end_of_turn, self.end_of_call, self._probe.end_in_history)
+        return frozenset(end for end in found if end is not None)
+
+    def _written(
+        self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, shield: Shield
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The messages as the template is given them, and what it writes.
+
+        Calls have their arguments as an object, for templates that fail on one (DeepSeek's) as JSON text.
+        """
+        plain = [self._as_dict(message, shield) for message in messages]
         try:
-            return self._render(user, None, True) != self._render(user, None, False)
-        except DataError:
-            return True
+            return plain, self._render(plain, tools, add_generation_prompt)
+        except DataError as error:
+            if error.id != "D14" or not any(message.tool_calls for message in messages):
+                raise
+            as_text = [_with_arguments_as_text(message) for message in plain]
+            try:
+                return as_text, self._render(as_text, tools, add_generation_prompt)
+            except DataError:
+                raise error from None
 
     def _as_dict(self, message: Message, shield: Shield) -> dict[str, Any]:
-        """The message as templates expect it, shielded; calls with their arguments as an object."""
+        """The message as templates expect it, shielded."""
         hidden = self._not_writable if message.role == "assistant" else self._any_control
         result: dict[str, Any] = {"role": message.role, "content": shield.hide(message.text, hidden)}
+        if message.reasoning_text and self._probe.reasoning_key is not None:
+            result[self._probe.reasoning_key] = shield.hide(message.reasoning_text, hidden)
         if message.tool_calls:
-            result["tool_calls"] = [shield.hide(_parsed(call), self._any_control) for call in message.tool_calls]
+            calls = [with_parsed_arguments(call) for call in message.tool_calls]
+            result["tool_calls"] = shield.hide(calls, self._any_control)
         for key in ("name", "tool_call_id"):
             if getattr(message, key) is not None:
                 result[key] = shield.hide(getattr(message, key), self._any_control)
         return result
+
+    def _refuse_dropped_reasoning(self, messages: Sequence[Message]) -> None:
+        """Templates that know no reasoning would leave it out, and some write an empty thinking block in its place."""
+        turn = next((i for i, message in enumerate(messages) if message.reasoning_text), None)
+        if turn is not None and self._probe.reasoning_key is None:
+            raise DataError(
+                "D07",
+                f"turn {turn + 1} has reasoning beside its content, which the chat template does not write",
+                where=self._where,
+                fix="write it into the content as the model is to write it (<think>...</think>), leave it out, or use "
+                "a chat_format that thinks, such as qwen3",
+            )
+
+    def _refuse_dropped_calls(
+        self, plain: Sequence[dict[str, Any]], tools: Tools, add_generation_prompt: bool, text: str
+    ) -> None:
+        """Templates that know no tool calls leave them out; such a message would be learnt as an empty answer."""
+        turn = next((i for i, message in enumerate(plain) if "tool_calls" in message), None)
+        if turn is None:
+            return
+        without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in plain]
+        try:
+            if self._render(without, tools, add_generation_prompt) != text:
+                return
+        except DataError:
+            return  # without them it is another conversation, so they were seen
+        raise DataError(
+            "D07",
+            f"turn {turn + 1} has tool_calls, which the chat template does not write",
+            where=self._where,
+            fix="write the calls into the content, or use a chat_format with tools",
+        )
 
     def _render(self, messages: Sequence[dict[str, Any]], tools: Tools, add_generation_prompt: bool) -> str:
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
@@ -156,24 +212,27 @@ class TemplateFormat:
                 where=self._where,
             ) from None
 
-    def _mark_contents(
+    def _find_texts(
         self, plain: Sequence[dict[str, Any]], tools: Tools, add_generation_prompt: bool, text: str, shield: Shield
-    ) -> list[Span | None]:
-        """Where each message's content is in `text`, found with marks in a second rendering; None where it is not.
+    ) -> list[Turn]:
+        """Where each message's content and reasoning are in `text`, found with marks in a second rendering.
 
         Marks stand around the whole text, or inside the blanks at its ends for templates that strip these.
         """
-        if not plain:
-            return []
-        marks = [(shield.fresh(), shield.fresh()) for _ in plain]
+        turns = [Turn(None) for _ in plain]
+        key = self._probe.reasoning_key if any(len(message) > 2 for message in plain) else None
+        places = [(i, name) for i, message in enumerate(plain) for name in ("content", key) if name in message]
+        if not places:
+            return turns
+        texts: list[str] = [plain[i][name] for i, name in places]
+        marks = [(shield.fresh(), shield.fresh()) for _ in places]
         any_mark = re.compile("[" + "".join(first + last for first, last in marks) + "]")
         with_marks = ""
         parts: list[tuple[int, int]] = []
-        for parts in _ways_to_mark([message["content"] for message in plain]):
-            marked = [
-                {**message, "content": _marked(message["content"], *part, *pair)}
-                for message, part, pair in zip(plain, parts, marks, strict=True)
-            ]
+        for parts in ways_to_mark(texts):
+            marked = [dict(message) for message in plain]
+            for (i, name), content, part, pair in zip(places, texts, parts, marks, strict=True):
+                marked[i][name] = marked_text(content, *part, *pair)
             try:
                 with_marks = self._render(marked, tools, add_generation_prompt)
             except DataError:
@@ -181,22 +240,22 @@ class TemplateFormat:
             if any_mark.sub("", with_marks) == text:
                 break
         else:
-            return [None] * len(plain)  # the template looks into the text, and the marks are in its way
+            return turns  # the template looks into the text, and the marks are in its way
         positions: dict[str, list[int]] = {mark: [] for pair in marks for mark in pair}
         for num_before, found in enumerate(any_mark.finditer(with_marks)):
             positions[found[0]].append(found.start() - num_before)
-        spans: list[Span | None] = []
-        for message, (begin, end), (first, last) in zip(plain, parts, marks, strict=True):
+        for (i, name), content, (begin, end), (first, last) in zip(places, texts, parts, marks, strict=True):
             starts, ends = positions[first], positions[last]
-            once = len(starts) == len(ends) == 1 and text[starts[0] : ends[0]] == message["content"][begin:end]
-            spans.append(Span(starts[0], ends[0], begin) if once else None)
-        return spans
+            if len(starts) == len(ends) == 1 and text[starts[0] : ends[0]] == content[begin:end]:
+                span = Span(starts[0], ends[0], begin)
+                turns[i] = replace(turns[i], content=span) if name == "content" else replace(turns[i], reasoning=span)
+        return turns
 
     def _find_tokens(self, text: str, turns: Sequence[Turn], messages: Sequence[Message]) -> list[Token]:
         """The control tokens of the rendering: the template's own, and those that an assistant may write itself."""
         areas: list[tuple[int, int, Any]] = []
         at = 0
-        located = sorted((turn.content, m.role) for turn, m in zip(turns, messages, strict=True) if turn.content)
+        located = sorted((span, m.role) for turn, m in zip(turns, messages, strict=True) for span in turn.own)
         for (start, end, _), role in located:
             areas += [
                 (at, start, self._any_control),
@@ -231,10 +290,10 @@ class TemplateFormat:
             if strict:
                 raise self._cannot_locate(index, plain, cause)
             return turn.content.start if turn.content else None
-        if turn.content and not self._has_generation_prompt:
+        if turn.content and not self._probe.has_generation_prompt:
             header = [t for t in tokens if len(prompt) <= t.start < turn.content.start and t.text not in self._writable]
             if header:  # the template knows no generation prompt, but what it wrote is the turn's header all the same
-                return turn.content.start
+                return min(span.start for span in turn.own)
         return len(prompt)
 
     def _find_ends(
@@ -246,12 +305,11 @@ class TemplateFormat:
         must_end: Sequence[bool],
     ) -> None:
         """Sets where each located turn ends."""
-        stops = {self.end_of_turn, *self._stops}
-        ends = [token for token in tokens if token.text in stops]
+        ends = [token for token in tokens if token.text in self._ends]
         limit = len(text)
         for begin, i in reversed(in_text_order(turns)):
             turn, answer = turns[i], messages[i].role == "assistant"
-            turn.end = max(turn.content.end if turn.content else 0, begin)
+            turn.end = max(begin, *(span.end for span in turn.own), 0)
             before = bisect_left(tokens, begin, key=attrgetter("start")) - 1
             if turn.end > limit or (before >= 0 and tokens[before].end > begin):
                 raise self._cannot_locate(i, messages, "it overlaps what comes next to it")
@@ -275,35 +333,12 @@ class TemplateFormat:
         )
 
 
-def _ways_to_mark(contents: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Which part of each text to put between marks, in order of preference; an empty part at -1 means no marks."""
-    whole = [(0, len(content)) for content in contents]
-    stripped = [(len(content) - len(content.lstrip()), len(content.rstrip())) for content in contents]
-    cores = [(begin, max(begin, end)) for begin, end in stripped]
-    not_empty = [
-        (begin, end) if end > begin else (-1, -1) for begin, end in stripped
-    ]  # templates may test for empty text
-    ways: list[list[tuple[int, int]]] = []
-    for way in (whole, cores, not_empty):
-        ways += [way] if way not in ways else []
-    return ways
-
-
-def _marked(content: str, begin: int, end: int, first: str, last: str) -> str:
-    return content if begin < 0 else content[:begin] + first + content[begin:end] + last + content[end:]
-
-
-def _parsed(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object, where they were JSON text of one."""
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        return call
-    try:
-        value = json.loads(arguments)
-    except json.JSONDecodeError:
-        return call
-    if not isinstance(value, dict):
-        return call
-    parsed = {**function, "arguments": value}
-    return {**call, "function": parsed} if "function" in call else parsed
+def _with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        as_text = {**function, "arguments": to_json(function.get("arguments", {}))}
+        calls.append({**call, "function": as_text} if "function" in call else as_text)
+    return {**message, "tool_calls": calls}

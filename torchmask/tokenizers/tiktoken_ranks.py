@@ -1,4 +1,8 @@
-"""Back end for tiktoken's ranks (`base64-token rank` lines), as Meta ships Llama-3's `tokenizer.model`."""
+"""Back end for tiktoken: byte sequences with ranks, a pattern that cuts text, and control tokens.
+
+Meta ships Llama-3's ranks alone (`base64-token rank` lines in `tokenizer.model`), so their pattern and control tokens
+are here. Mistral's tekken.json brings its own (see tekken.py).
+"""
 
 import base64
 import binascii
@@ -9,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from torchmask.errors import ConfigError
-from torchmask.tokenizers.backend import Encoded, EncodedTexts, byte_spans_to_char_spans, offsets_of, utf8
+from torchmask.tokenizers.backend import (
+    Backend,
+    Blanks,
+    Encoded,
+    EncodedTexts,
+    byte_spans_to_char_spans,
+    offsets_of,
+    utf8,
+)
 
 NUM_LLAMA3_RANKS = 128_000
 LLAMA3_PATTERN = (
@@ -34,48 +46,67 @@ LLAMA3_SPECIALS = (
 # Meta's own tokenizer cuts runs of blanks or of non-blanks at this length: on much longer ones the pattern's
 # backtracking overflows tiktoken's stack (a panic at a million blanks).
 _LONGEST_RUN = 25_000
-_END_OF_PARAGRAPH = re.compile(r"\n\n(?=[!-~])")
 _LONG_RUN = re.compile(rf"\s{{{_LONGEST_RUN + 1},}}|\S{{{_LONGEST_RUN + 1},}}")
+# Where a pattern always cuts: all that matches a line break and what is before it, in each of its alternatives, ends
+# with the last line break, if no blank follows; nor a slash, which tekken's and o200k's take for a line break.
+_END_OF_PARAGRAPH = re.compile(r"\n\n(?=[!-.0-~])")
 
 
 class TiktokenRanks:
-    """Llama-3's ranks, pattern and special tokens.
+    """Ranks with their pattern and control tokens.
 
-    Raises:
-        ConfigError: C11, the file is damaged, or its ranks are not Llama-3's (their pattern is not in the file).
+    Args:
+        name: of the file, for tiktoken's messages.
+        ranks: token to rank, from 0 on without holes.
+        pattern: the regular expression that cuts text into words.
+        control: control tokens and their ids.
+        first_id: the id of rank 0.
+        roles: the texts of BOS, EOS and padding.
+        stops: further tokens at which generation stops.
+        markers: those of `control` that decoding does not leave out.
+        cuts_at_paragraphs: the pattern cuts at each end of a paragraph.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        ranks: Mapping[bytes, int],
+        *,
+        pattern: str,
+        control: Mapping[str, int],
+        roles: tuple[str | None, str | None, str | None],
+        first_id: int = 0,
+        stops: Sequence[str] = (),
+        markers: Sequence[str] = (),
+        cuts_at_paragraphs: bool = False,
+    ) -> None:
         import tiktoken
 
-        ranks = _read_ranks(path)
-        if len(ranks) != NUM_LLAMA3_RANKS:
-            raise ConfigError(
-                "C11",
-                f"tiktoken file with {len(ranks)} ranks; only Llama-3's with {NUM_LLAMA3_RANKS} is known here "
-                "(the file does not say how text is split)",
-                where=str(path),
-                fix="download it again if it is damaged, else put the model's tokenizer.json next to it",
-            )
-        self.specials: Mapping[str, int] = {text: len(ranks) + i for i, text in enumerate(LLAMA3_SPECIALS)}
-        self.markers: Mapping[str, int] = {}
-        self.vocab_size = len(ranks) + len(self.specials)
-        self.bos: str | None = "<|begin_of_text|>"
-        self.eos: str | None = "<|end_of_text|>"
-        self.pad: str | None = "<|finetune_right_pad_id|>"
-        self.stops: Sequence[str] = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+        self.specials: Mapping[str, int] = {text: id for text, id in control.items() if text not in markers}
+        self.markers: Mapping[str, int] = {text: control[text] for text in markers}
+        self.swallows: Mapping[str, Blanks] = {}
+        self.middle: Backend | None = None
+        self.vocab_size = max([first_id + len(ranks), *(id + 1 for id in control.values())])
+        self.bos, self.eos, self.pad = roles
+        self.stops = stops
+        self._names = {id: text for text, id in control.items()}
+        self._first_id = first_id
+        self._separators = {text: len(ranks) + i for i, text in enumerate(reversed(list(control)))}
         self._encoding = tiktoken.Encoding(
-            path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=dict(self.specials)
+            name, pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=self._separators
         )
+        self._end_of_paragraph = _END_OF_PARAGRAPH if cuts_at_paragraphs else None
         self._token_bytes = np.zeros(self.vocab_size, np.int64)
-        self._token_bytes[list(ranks.values())] = [len(token) for token in ranks]
+        self._token_bytes[first_id + np.array(list(ranks.values()))] = [len(token) for token in ranks]
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; no text makes a control token."""
         utf8(text)
         if len(text) <= _LONGEST_RUN:
-            return self._encoding.encode_ordinary(text)
-        return [id for part in _cut_long_runs(text) for id in self._encoding.encode_ordinary(part)]
+            ids = self._encoding.encode_ordinary(text)
+        else:
+            ids = [id for part in _cut_long_runs(text) for id in self._encoding.encode_ordinary(part)]
+        return [id + self._first_id for id in ids] if self._first_id else ids
 
     def encode_with_offsets(self, text: str) -> Encoded:
         """The ids of `encode` with the characters each token covers."""
@@ -91,16 +122,18 @@ class TiktokenRanks:
         """
         if not texts:
             return EncodedTexts.join([])
-        parts, parts_until = _parts(texts)
+        parts, parts_until = _parts(texts, self._end_of_paragraph)
         distinct = {part: i for i, part in enumerate(dict.fromkeys(parts))}
         joined, separator = self._join(list(distinct))
         if separator is None:
             return EncodedTexts.join([self.encode_with_offsets(text) for text in texts])
         utf8(joined)
         found = self._encoding.encode_to_numpy(joined, allowed_special={separator}, disallowed_special=())
-        is_separator = found == self.specials[separator]
+        is_separator = found == self._separators[separator]
         ends_of_parts = np.append(np.flatnonzero(is_separator), len(found)) - np.arange(len(distinct))
         ids, part_sizes = found[~is_separator].astype(np.int32), np.diff(ends_of_parts, prepend=0)
+        if self._first_id:
+            ids += np.int32(self._first_id)
         if len(distinct) < len(parts):
             chosen = np.fromiter(map(distinct.__getitem__, parts), np.int64, len(parts))
             begins, part_sizes = (ends_of_parts - part_sizes)[chosen], part_sizes[chosen]
@@ -120,7 +153,7 @@ class TiktokenRanks:
 
     def _join(self, parts: Sequence[str]) -> tuple[str, str | None]:
         """The parts joined by a control token's text that can only be found between them, and that text."""
-        for text in reversed(LLAMA3_SPECIALS):
+        for text in self._separators:
             joined = text.join(parts)
             if joined.count(text) == len(parts) - 1:
                 return joined, text
@@ -128,11 +161,39 @@ class TiktokenRanks:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are no control tokens."""
-        return self._encoding.decode(list(ids))
+        return self._encoding.decode([id - self._first_id for id in ids])
 
     def id_to_piece(self, id: int) -> str:
         """The token as the file spells it."""
-        return self._encoding.decode_single_token_bytes(id).decode(errors="backslashreplace")
+        if id in self._names:
+            return self._names[id]
+        return self._encoding.decode_single_token_bytes(id - self._first_id).decode(errors="backslashreplace")
+
+
+def llama3_ranks(path: Path) -> TiktokenRanks:
+    """Llama-3's `tokenizer.model`.
+
+    Raises:
+        ConfigError: C11, the file is damaged, or its ranks are not Llama-3's (their pattern is not in the file).
+    """
+    ranks = _read_ranks(path)
+    if len(ranks) != NUM_LLAMA3_RANKS:
+        raise ConfigError(
+            "C11",
+            f"tiktoken file with {len(ranks)} ranks; only Llama-3's with {NUM_LLAMA3_RANKS} is known here "
+            "(the file does not say how text is split)",
+            where=str(path),
+            fix="download it again if it is damaged, else put the model's tokenizer.json next to it",
+        )
+    return TiktokenRanks(
+        path.name,
+        ranks,
+        pattern=LLAMA3_PATTERN,
+        control={text: len(ranks) + i for i, text in enumerate(LLAMA3_SPECIALS)},
+        roles=("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"),
+        stops=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+        cuts_at_paragraphs=True,
+    )
 
 
 def is_tiktoken_file(head: bytes) -> bool:
@@ -157,11 +218,10 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _parts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+def _parts(texts: Sequence[str], end_of_paragraph: re.Pattern[str] | None) -> tuple[list[str], list[int]]:
     """Stretches of the texts that are encoded apart, and how many there are up to each text's beginning and end.
 
-    At the end of a paragraph the pattern always cuts: all that matches a line break and what is before it, in each of
-    its alternatives, ends with the last line break, if no blank follows. A part's ids are the same wherever it stands.
+    A part's ids are the same wherever it stands.
     """
     parts: list[str] = []
     until = [0]
@@ -170,7 +230,7 @@ def _parts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
             parts += _cut_long_runs(text)
         else:
             start = 0
-            for end in _END_OF_PARAGRAPH.finditer(text):
+            for end in end_of_paragraph.finditer(text) if end_of_paragraph else ():
                 parts.append(text[start : end.end()])
                 start = end.end()
             parts.append(text[start:])

@@ -1,44 +1,47 @@
 """The tokenizer that the rest of torchmask sees: a back end, the roles of its tokens and a chat format."""
 
-import difflib
-import json
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchmask.errors import ConfigError, DataError
-from torchmask.messages import Message, Rendered, RenderedBatch, TokenKind, default_mask
-from torchmask.tokenizers.assembly import assemble_many
-from torchmask.tokenizers.backend import Backend, Encoded
-from torchmask.tokenizers.folder import Roles, open_backend, read_json, read_roles
-from torchmask.tokenizers.formats import NATIVE_FORMATS, ChatFormat, Tools
-from torchmask.tokenizers.pieces import Piece, assemble
+from torchmask.messages import Message, Rendered, RenderedBatch, default_mask
+from torchmask.tokenizers.added_tokens import CONFIG_FILE, AddedToken, swallow_blanks, tokens_in_answers
+from torchmask.tokenizers.backend import Backend
+from torchmask.tokenizers.encoders import Encoders
+from torchmask.tokenizers.extension import (
+    extended,
+    new_tokens,
+    noted_tokens,
+    tokens_of_template,
+)
+from torchmask.tokenizers.folder import Roles, open_backend, read_roles
+from torchmask.tokenizers.formats import ASSISTANT_MARKERS, NATIVE_FORMATS, ChatFormat, native_format
+from torchmask.tokenizers.json_files import read_json
+from torchmask.tokenizers.pieces import Piece
+from torchmask.tokenizers.saving import CHAT_FORMAT_KEY, write_tokenizer
+from torchmask.tokenizers.shield import alternatives
 from torchmask.tokenizers.sketches import Sketch, Sketcher
 from torchmask.tokenizers.template_format import TemplateFormat, read_templates
 
-# Added tokens, not flagged special, that a model writes inside its own turn: in the assistant's text they are tokens.
-ASSISTANT_MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
-
-CONFIG_FILE, CHAT_FORMAT_KEY = "tokenizer_config.json", "torchmask_chat_format"
-
-
-def from_pretrained(folder: str | Path, chat_format: str | None = None) -> "Tokenizer":
+def from_pretrained(
+    folder: str | Path, chat_format: str | None = None, *, add_tokens: Sequence[str] = ()
+) -> "Tokenizer":
     """The tokenizer of a folder.
 
-    Read are tokenizer.json, else tokenizer.model (sentencepiece or tiktoken ranks), else vocab.json with merges.txt.
+    Read are tokenizer.json, else tekken.json, else tokenizer.model (sentencepiece or tiktoken ranks), else vocab.json
+    with merges.txt; and the tokens that the configuration files add to it.
 
     Args:
         folder: a Hugging Face or Meta folder; its configuration files say which tokens are BOS, EOS and padding.
-        chat_format: `llama2`, `llama3` or `chatml`; None takes the format that `save` noted in the folder, else the
+        chat_format: a name in `formats.NATIVE_FORMATS`; None takes the format that `save` noted in the folder, else the
             folder's own chat template, if it has one.
+        add_tokens: control tokens to put behind the vocabulary, see `Tokenizer.add_tokens`.
 
     Raises:
         ConfigError: C11, no tokenizer there or a damaged one; C06, an unknown chat format, or one whose control tokens
@@ -47,7 +50,23 @@ def from_pretrained(folder: str | Path, chat_format: str | None = None) -> "Toke
     folder = Path(folder)
     backend, files = open_backend(folder)
     chat_format = chat_format or read_json(folder / CONFIG_FILE).get(CHAT_FORMAT_KEY)
-    return Tokenizer(folder, backend, read_roles(folder, backend), chat_format=chat_format, files=files)
+    added = new_tokens(add_tokens, backend, special=True)
+    return _opened(folder, backend, files, chat_format, added)
+
+
+def _opened(
+    folder: Path, backend: Backend, files: Sequence[Path], chat_format: str | None, added: Sequence[AddedToken]
+) -> "Tokenizer":
+    """A tokenizer with added tokens, which its chat format may need."""
+    roles = read_roles(folder, backend)
+    backend = extended(backend, added)
+    return Tokenizer(folder, backend, roles, chat_format=chat_format, files=files, added=added)
+
+
+def _restored(folder: Path, chat_format: str | None, added: Sequence[AddedToken]) -> "Tokenizer":
+    """A pickled tokenizer."""
+    backend, files = open_backend(folder)
+    return _opened(folder, backend, files, chat_format, added)
 
 
 class Tokenizer:
@@ -62,61 +81,84 @@ class Tokenizer:
     """
 
     def __init__(
-        self, folder: Path, backend: Backend, roles: Roles, *, chat_format: str | None, files: Sequence[Path]
+        self,
+        folder: Path,
+        backend: Backend,
+        roles: Roles,
+        *,
+        chat_format: str | None,
+        files: Sequence[Path],
+        added: Sequence[AddedToken] = (),
     ) -> None:
         self.folder, self.chat_format = folder, chat_format
-        self.vocab_size = backend.vocab_size
         self.bos_id, self.eos_id, self.pad_id = roles.bos, roles.eos, roles.pad
+        self._files, self._roles = list(files), roles
+        self._added = tuple(added)
+        self._use(backend)
+
+    def _use(self, backend: Backend) -> None:
+        """Takes a back end, and what follows from it."""
+        self._backend = backend
+        self.vocab_size = backend.vocab_size
         self.control_tokens: Mapping[str, int] = {**backend.specials, **backend.markers}
-        self._backend, self._files, self._roles = backend, list(files), roles
         self._control_texts = {id: text for text, id in self.control_tokens.items()}
         self._special_ids = frozenset(backend.specials.values())
-        self._encode_structure = lru_cache(maxsize=1024)(backend.encode_with_offsets)
-        self._encode_control = lru_cache(maxsize=1024)(self._one_control_token)
-        self._has_dummy_prefix = backend.id_to_piece(backend.encode("a")[0]).startswith("\u2581")
-        self._writable = [text for text in ASSISTANT_MARKERS if text in backend.markers]
-        self._split_writable = re.compile("(" + "|".join(map(re.escape, self._writable)) + ")")
-        self._native = None if chat_format is None else self._find_native(chat_format)
-        self._template = self._find_template() if chat_format is None else None
+        self._native = None if self.chat_format is None else self._find_native(self.chat_format)
+        alone = self._native is not None and self._native.alone
+        self._encoders = Encoders(backend, self.control_tokens, alone=alone, where=str(self.folder))
+        templates = {} if self._native is not None else read_templates(self.folder)
+        markers = [text for text in ASSISTANT_MARKERS if text in backend.markers]
+        noted = noted_tokens(self.folder, self.control_tokens)
+        own = [text for text in (*noted, *(token.text for token in self._added)) if text in self.control_tokens]
+        if own:  # those that the format itself writes are its structure: in an answer they are typed text
+            written = self._written_tokens(templates, markers)
+            own = [text for text in own if text not in written]
+        self._writable = list(dict.fromkeys([*markers, *own]))
+        self._own = alternatives(own)
+        self._template = self._find_template(templates, self._writable)
         self._sketcher: Sketcher | None = None
-        if self._native is not None and self._native.shown is not None:
+        is_plain = not backend.swallows and (alone or backend.middle is None)
+        if self._native is not None and self._native.shown is not None and is_plain:
             self._sketcher = Sketcher(
                 self._native,
-                encode_structure=self._encode_structure,
-                encode_control=self._encode_control,
+                encode_structure=self._encoders.structure,
+                encode_control=self._encoders.control,
                 markers=self._writable,
             )
 
-    def _one_control_token(self, text: str) -> Encoded:
-        if text not in self.control_tokens:
-            raise ConfigError(
-                "C06",
-                f"chat_format {self.chat_format!r} writes {text!r} here, which the tokenizer does not have",
-                where=str(self.folder),
-            )
-        return Encoded(*(np.array([value], np.int32) for value in (self.control_tokens[text], 0, len(text))))
+    def add_tokens(self, tokens: Sequence[str] | str, special: bool = True) -> int:
+        """Puts tokens behind the vocabulary, as control tokens; returns how many there were not before.
+
+        Their ids count on from `vocab_size`; a model with fewer embeddings needs `models.resize_embeddings`. Templates
+        and native formats may write them. In an assistant's text they are tokens, anywhere else typed text stays text.
+
+        Args:
+            tokens: their texts.
+            special: decoding leaves them out; False = it keeps them, and those that are not written like control
+                tokens (`<..>`, `[..]`) are found in any text.
+
+        Raises:
+            ConfigError: C03, C09, C13, a text that cannot be a token.
+        """
+        new = new_tokens(tokens, self._backend, special=special)
+        if new:
+            self._added += tuple(new)
+            self._use(extended(self._backend, new))
+            self.__dict__.pop("stop_ids", None)
+        return len(new)
 
     def _find_native(self, name: str) -> ChatFormat:
-        if name not in NATIVE_FORMATS:
-            near = difflib.get_close_matches(name, NATIVE_FORMATS, n=1)
-            raise ConfigError(
-                "C06",
-                f"unknown chat_format {name!r}; there are {', '.join(NATIVE_FORMATS)}",
-                fix=f"did you mean {near[0]!r}?" if near else "leave chat_format out for the folder's own template",
-            )
-        missing = [text for text in NATIVE_FORMATS[name].control if text not in self.control_tokens]
-        if missing:
-            raise ConfigError(
-                "C06",
-                f"chat_format {name!r} needs the control tokens {', '.join(missing)}, which this tokenizer lacks; "
-                f"it has {', '.join(list(self.control_tokens)[:12])}",
-                where=str(self.folder),
-                fix="use the format that the model was made with",
-            )
-        return NATIVE_FORMATS[name]
+        bos, eos = (None if id is None else self._control_texts.get(id) for id in (self.bos_id, self.eos_id))
+        return native_format(name, control=self.control_tokens, bos=bos, eos=eos, where=str(self.folder))
 
-    def _find_template(self) -> TemplateFormat | None:
-        templates = read_templates(self.folder)
+    def _written_tokens(self, templates: Mapping[str, str], markers: Sequence[str]) -> set[str]:
+        """Control tokens that the chat format puts around any messages."""
+        if self._native is not None:
+            return {*self._native.control, *self._native.stops}
+        template = self._find_template(templates, markers)
+        return set() if template is None else tokens_of_template(template, templates.values(), self.control_tokens)
+
+    def _find_template(self, templates: Mapping[str, str], writable: Sequence[str]) -> TemplateFormat | None:
         if not templates:
             return None
         names: Mapping[int | None, str] = dict(self._control_texts.items())
@@ -125,13 +167,13 @@ class Tokenizer:
             bos=names.get(self.bos_id, ""),
             eos=names.get(self.eos_id, ""),
             control=list(self.control_tokens),
-            writable=self._writable,
+            writable=writable,
             stops=[names[id] for id in self._roles.stops if id in names],
             where=str(self.folder),
         )
 
-    def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Path, str | None]]:
-        return from_pretrained, (self.folder, self.chat_format)
+    def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Path, str | None, tuple[AddedToken, ...]]]:
+        return _restored, (self.folder, self.chat_format, self._added)
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines its ids: its files, the chat format and the libraries, as a key for caches."""
@@ -142,6 +184,7 @@ class Tokenizer:
             "templates": read_templates(self.folder) if self.chat_format is None else {},
             "ids": [self.bos_id, self.eos_id, self.pad_id, *self._roles.stops],
             "versions": {name: version(name) for name in names},
+            **({"added": [[token.text, token.id, token.special] for token in self._added]} if self._added else {}),
         }
 
     def __repr__(self) -> str:
@@ -156,8 +199,8 @@ class Tokenizer:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation stops: EOS, what the configuration names, and the chat format's end of turn."""
         ends = list(self._native.stops) if self._native else []
-        if self._template is not None and self._template.end_of_turn is not None:
-            ends.append(self._template.end_of_turn)
+        if self._template is not None:
+            ends += [end for end in (self._template.end_of_turn, self._template.end_of_call) if end is not None]
         return tuple(
             dict.fromkeys([*self._roles.stops, *(self.control_tokens[t] for t in ends if t in self.control_tokens)])
         )
@@ -184,22 +227,7 @@ class Tokenizer:
             text: any text.
             goes_on: encode it as in the middle of a text, where sentencepiece puts no blank in front.
         """
-        if goes_on:
-            return self._encode_rest(text)
-        return self._backend.encode_with_offsets(text)
-
-    def _encode_rest(self, text: str) -> Encoded:
-        """Ids of text as it is in the middle of a text: without the blank that sentencepiece puts in front.
-
-        A line break is no part of longer pieces in the vocabularies that have this blank, so it stands in for the text
-        before, and what it is made of is taken off again.
-        """
-        if self._has_dummy_prefix:
-            ids, starts, ends = self._backend.encode_with_offsets("\n" + text)
-            own = int(np.count_nonzero(ends <= 1))
-            if own == len(ids) or starts[own] >= 1:
-                return Encoded(ids[own:], starts[own:] - 1, ends[own:] - 1)
-        return self._backend.encode_with_offsets(text)
+        return self._encoders.rest(text) if goes_on else self._backend.encode_with_offsets(text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; special tokens are left out or written as their text."""
@@ -213,11 +241,7 @@ class Tokenizer:
                 f"token id {outside} is outside this tokenizer's vocabulary of {self.vocab_size}",
                 where=str(self.folder),
             )
-        runs = groupby(kept, key=self._control_texts.__contains__)
-        return "".join(
-            "".join(self._control_texts[id] for id in run) if is_control else self._backend.decode(list(run))
-            for is_control, run in runs
-        )
+        return self._encoders.decode(kept)
 
     def id_to_piece(self, id: int) -> str:
         """The token as its file spells it (`▁the`, `Ġthe`, `<0x0A>`)."""
@@ -245,13 +269,7 @@ class Tokenizer:
                 located.
         """
         pieces = self.write(messages, tools, add_generation_prompt)
-        return assemble(
-            pieces if edit is None else edit(pieces),
-            encode=self._backend.encode_with_offsets,
-            encode_structure=self._encode_structure,
-            encode_control=self._encode_control,
-            encode_rest=self._encode_rest,
-        )
+        return self._encoders.assemble(pieces if edit is None else edit(pieces))
 
     def write(
         self,
@@ -261,7 +279,7 @@ class Tokenizer:
     ) -> list[Piece]:
         """The conversation as the chat format writes it, not yet tokenised: the first half of `render`."""
         if self._native is not None:
-            pieces = self._write_native(self._native, messages, tools, add_generation_prompt)
+            pieces = self._native.write(messages, tools, add_generation_prompt)
         elif self._template is not None:
             pieces = self._template.pieces(messages, tools, add_generation_prompt)
         else:
@@ -271,7 +289,9 @@ class Tokenizer:
                 where=str(self.folder),
                 fix=f"set tokenizer.chat_format to one of {', '.join(NATIVE_FORMATS)}",
             )
-        return pieces
+        if self._own is not None:
+            pieces = tokens_in_answers(pieces, messages, self._own)
+        return swallow_blanks(pieces, self._backend.swallows) if self._backend.swallows else pieces
 
     def assemble(
         self, conversations: Sequence[Sequence[Piece]], *, num_threads: int = 1, with_characters: bool = True
@@ -286,14 +306,7 @@ class Tokenizer:
         Raises:
             DataError: D02, D13, a text that cannot be encoded; `render` tells whose.
         """
-        return assemble_many(
-            conversations,
-            encode_many=partial(self._backend.encode_many, num_threads=num_threads),
-            encode_structure=self._encode_structure,
-            encode_control=self._encode_control,
-            encode_rest=self._encode_rest,
-            with_characters=with_characters,
-        )
+        return self._encoders.assemble_many(conversations, num_threads=num_threads, with_characters=with_characters)
 
     def sketch(self, messages: Sequence[Message]) -> Sketch | None:
         """The conversation for `assemble_sketches`, where its chat format can do without writing it out; else None.
@@ -326,46 +339,13 @@ class Tokenizer:
         return rendered.tokens.tolist(), default_mask(rendered, messages).tolist()
 
     def save(self, folder: str | Path) -> None:
-        """Copies the tokenizer's files into a folder, with generation_config.json, and notes a native chat format."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stops = self.folder / "generation_config.json"  # names the tokens that end generation
-        for file in [*self._files, *([stops] if stops.is_file() else [])]:
-            if file.resolve() != (folder / file.name).resolve():
-                shutil.copyfile(file, folder / file.name)
-        if self.chat_format is not None:
-            config = {**read_json(folder / CONFIG_FILE), CHAT_FORMAT_KEY: self.chat_format}
-            (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def _write_native(
-        self, native: ChatFormat, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool
-    ) -> list[Piece]:
-        """The conversation in a native format, markers such as `<think>` in the assistant's own text as tokens."""
-        _refuse_tools(native.name, messages, tools)
-        if not self._writable:
-            return native.pieces(messages, add_generation_prompt)
-        result: list[Piece] = []
-        for piece in native.pieces(messages, add_generation_prompt):
-            by_assistant = piece.kind == TokenKind.CONTENT and messages[piece.turn].role == "assistant"
-            if piece.is_token or not by_assistant:
-                result.append(piece)
-                continue
-            at = 0
-            for part in self._split_writable.split(piece.text):
-                offset = piece.offset + at if piece.offset >= 0 else -1
-                result.append(piece._replace(text=part, is_token=part in self._writable, offset=offset))
-                at += len(part)
-        return result
-
-
-def _refuse_tools(name: str, messages: Sequence[Message], tools: Tools) -> None:
-    """Native formats without tool calls must not drop them in silence."""
-    if not tools and not any(message.tool_calls for message in messages):
-        return
-    turn = next((i for i, message in enumerate(messages) if message.tool_calls), None)
-    what = "tools are given" if turn is None else f"turn {turn + 1} has tool_calls"
-    raise DataError(
-        "D07",
-        f"{what}, which the chat format {name!r} does not write",
-        fix="use the folder's own template (leave chat_format out), or write the calls into the content",
-    )
+        """Copies the tokenizer's files into a folder, with generation_config.json; notes added tokens and a format."""
+        write_tokenizer(
+            Path(folder),
+            self.folder,
+            self._files,
+            chat_format=self.chat_format,
+            added=self._added,
+            control=self.control_tokens,
+            roles={"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id},
+        )

@@ -11,7 +11,7 @@ from torchmask.tokenizers.shield import Shield
 
 
 class Span(NamedTuple):
-    """Characters `[start, end)` of a rendering that are a message's text from its character `offset` on."""
+    """Characters `[start, end)` of a rendering that are a message's own from its character `offset` on."""
 
     start: int
     end: int
@@ -32,6 +32,7 @@ class Turn:
 
     Attributes:
         content: its text as given, perhaps without the blanks around it; None where the template rewrites or drops it.
+        reasoning: the same of its reasoning.
         begin: where the part begins that counts as its content (all that a model writes, for an answer); None where the
             message is nowhere.
         end: where that part ends.
@@ -39,9 +40,15 @@ class Turn:
     """
 
     content: Span | None
+    reasoning: Span | None = None
     begin: int | None = None
     end: int = 0
     end_token: Token | None = None
+
+    @property
+    def own(self) -> list[Span]:
+        """What is located of its text and its reasoning."""
+        return [span for span in (self.content, self.reasoning) if span is not None]
 
 
 def in_text_order(turns: Sequence[Turn]) -> list[tuple[int, int]]:
@@ -60,7 +67,7 @@ def cut_into_pieces(
     located = in_text_order(turns)
     edges = {0, len(text)}.union(*((t.start, t.end) for t in tokens))
     for begin, i in located:
-        edges |= {begin, turns[i].end, *(turns[i].content or ())[:2]}
+        edges |= {begin, turns[i].end}.union(*(span[:2] for span in turns[i].own))
     token_at = {token.start: token for token in tokens}
 
     pieces: list[Piece] = []
@@ -94,7 +101,27 @@ def cut_into_pieces(
 
 
 def _offset_in_content(text: str, start: int, turn: Turn, shield: Shield) -> int:
-    """Where in the message's own text a place in the rendering is; -1 where the template wrote that place."""
-    if turn.content is None or not turn.content.start <= start < turn.content.end:
-        return -1
-    return turn.content.offset + len(shield.show(text[turn.content.start : start]))
+    """Where in what the message says itself a place in the rendering is; -1 where the template wrote that place."""
+    for span in turn.own:
+        if span.start <= start < span.end:
+            return span.offset + len(shield.show(text[span.start : start]))
+    return -1
+
+
+def ways_to_mark(contents: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Which part of each text to put between marks, in order of preference; an empty part at -1 means no marks."""
+    whole = [(0, len(content)) for content in contents]
+    stripped = [(len(content) - len(content.lstrip()), len(content.rstrip())) for content in contents]
+    cores = [(begin, max(begin, end)) for begin, end in stripped]
+    not_empty = [
+        (begin, end) if end > begin else (-1, -1) for begin, end in stripped
+    ]  # templates may test for empty text
+    ways: list[list[tuple[int, int]]] = []
+    for way in (whole, cores, not_empty):
+        ways += [way] if way not in ways else []
+    return ways
+
+
+def marked_text(content: str, begin: int, end: int, first: str, last: str) -> str:
+    """A text with a mark at either end of a part of it; as it is where `begin` is below 0."""
+    return content if begin < 0 else content[:begin] + first + content[begin:end] + last + content[end:]
