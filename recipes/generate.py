@@ -109,6 +109,7 @@ def main(cfg: Config) -> None:
                 model,
                 [prompt.tokens for prompt in batch],
                 max_new_tokens=cfg.max_new_tokens,
+                max_seq_len=architecture.max_seq_len,
                 temperature=cfg.temperature,
                 top_k=cfg.top_k,
                 top_p=cfg.top_p,
@@ -202,7 +203,9 @@ def check_lengths(prompts: list[Prompt], max_seq_len: int) -> None:
 def record_of(cfg: Config, model: Decoder, tokenizer: Tokenizer, prompt: Prompt, tokens: list[int]) -> dict[str, Any]:
     """A line of the output file."""
     completion, has_stop = before_stop(decode_continuation(tokenizer, context_of(prompt), tokens), cfg.stop)
-    is_stopped = has_stop or len(tokens) < num_new_tokens(model, len(prompt.tokens), cfg.max_new_tokens)
+    is_stopped = has_stop or len(tokens) < num_new_tokens(
+        model, len(prompt.tokens), cfg.max_new_tokens, model.spec.max_seq_len
+    )
     return {
         "prompt": prompt.given,
         "completion": completion,

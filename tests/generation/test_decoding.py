@@ -184,10 +184,23 @@ def test_decoding_ends_when_all_rows_are_done(model, monkeypatch):
     assert len(calls) == 1
 
 
-def test_completions_end_where_the_model_does():
+def test_completions_end_at_max_seq_len():
     model = from_config({**TINY, "max_position_embeddings": 12}, seed=3)
-    found = generate(model, [[5] * 4, [6] * 9], max_new_tokens=100)
+    prompts = [[5] * 4, [6] * 9]
+    found = generate(model, prompts, max_new_tokens=20, max_seq_len=12)
     assert [len(row) for row in found] == [8, 3]
+    assert [row[:n] for row, n in zip(generate(model, prompts, max_new_tokens=20), (8, 3))] == found
+    with pytest.raises(DataError, match="12 tokens leave no room to answer; max_seq_len is 12"):
+        generate(model, [[5] * 12], max_new_tokens=1, max_seq_len=12)
+
+
+def test_completions_end_where_learned_positions_do():
+    config = {"model_type": "gpt2", "vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    model = from_config({**config, "initializer_range": 0.4}, dtype=torch.float64, seed=3)
+    prompts = [[5] * 13, [6], [7] * 6, [8] * 2, [9] * 3]
+    together = generate(model, prompts, max_new_tokens=64)
+    assert [len(row) for row in together] == [3, 15, 10, 14, 13]
+    assert together == [generate(model, [prompt], max_new_tokens=64)[0] for prompt in prompts]
 
 
 def test_on_token_hears_every_token_and_can_end_a_completion(model):
@@ -249,7 +262,7 @@ def test_options_out_of_range_are_refused_by_name(model, options):
 
 @pytest.mark.parametrize(
     ("prompt", "id", "message"),
-    [([], "D06", "no tokens"), ([5] * 256, "D09", "256 tokens .* max_seq_len is 256"), ([5, 97], "D15", "97 .* 97")],
+    [([], "D06", "no tokens"), ([5, 97], "D15", "97 .* 97")],
 )
 def test_prompts_that_cannot_be_completed_are_refused_by_number(model, prompt, id, message):
     with pytest.raises(DataError, match=message) as caught:

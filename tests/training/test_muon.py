@@ -1,10 +1,11 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from torchmask.modules import Decoder, DecoderSpec
+from torchmask.modules import Decoder, DecoderSpec, MoESpec
 from torchmask.training.muon import MuonAdamW
 from torchmask.training.optim import build_optimizer
 
@@ -77,3 +78,25 @@ def test_settings_out_of_range_are_configuration_errors(options):
 
     with pytest.raises(ConfigError):
         build_optimizer(decoder(), partial(MuonAdamW, **options))
+
+
+def test_experts_are_adamws_and_their_router_is_muons():
+    spec = replace(SPEC, moe=MoESpec(num_experts=4, experts_per_token=2, expert_dim=8, bias=True))
+    torch.manual_seed(0)
+    model = Decoder(spec)
+    for name, p in model.named_parameters():
+        if "experts" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    optimizer = build_optimizer(model, partial(MuonAdamW, lr=1e-2))
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {g["role"]: {names[id(p)] for p in g["params"]} for g in optimizer.inner.param_groups}
+    assert groups["experts"] == {
+        name for name in names.values() if name.endswith(("gate_proj", "up_proj", "down_proj"))
+    }
+    routers = {name for name in groups["hidden"] if "mlp" in name}
+    assert routers == {"layers.0.mlp.router.weight", "layers.1.mlp.router.weight"}
+    assert any(name.endswith("_bias") for name in groups["vector"])
+    before = model.layers[0].mlp.experts.up_proj.clone()
+    backward(model)
+    optimizer.step()
+    assert not torch.equal(before, model.layers[0].mlp.experts.up_proj)

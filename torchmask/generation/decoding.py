@@ -36,6 +36,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    max_seq_len: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -47,13 +48,15 @@ def generate(
 ) -> list[list[int]]:
     """The new tokens of each prompt, without the prompt and without the stop token that ended it.
 
-    A completion ends before a stop token, after `max_new_tokens`, or where prompt and completion fill the model's
-    `max_seq_len`; one shorter than `num_new_tokens(...)` was stopped. Greedy or sampled, a prompt's completion does not
-    depend on the prompts beside it (to rounding of the logits).
+    A completion ends before a stop token, after `max_new_tokens`, or where prompt and completion have `max_seq_len`
+    tokens; one shorter than `num_new_tokens(...)` was stopped. Greedy or sampled, a prompt's completion does not depend
+    on the prompts beside it (to rounding of the logits).
 
     Args:
         model: in any mode, which it is in again afterwards.
         prompts: token ids, at least one each, BOS included where the model wants one. All are one batch.
+        max_seq_len: of prompt and completion together; None = where learned positions end, else nowhere, though few
+            models are of use far beyond `model.spec.max_seq_len`.
         temperature: 0 takes the most probable token each time; above 0 sampling divides the logits by it.
         top_k, top_p: see `sample`; they have no effect on the most probable token.
         seed: with a prompt's index it determines the prompt's random numbers; None takes one from the system.
@@ -64,16 +67,16 @@ def generate(
 
     Raises:
         ConfigError: an option out of its range (C13).
-        DataError: an empty prompt (D06), one that leaves no room in the model's max_seq_len (D09), or ids that the
+        DataError: an empty prompt (D06), one that leaves no room in max_seq_len (D09), or ids that the
             model does not have (D15).
         DivergedError: the model's logits are not numbers (R01).
     """
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    _check_prompts(model, prompts, first_index)
+    _check_prompts(model, prompts, first_index, max_seq_len)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     device = model.embed_tokens.weight.device
-    room = [num_new_tokens(model, len(prompt), max_new_tokens) for prompt in prompts]
+    room = [num_new_tokens(model, len(prompt), max_new_tokens, max_seq_len) for prompt in prompts]
     budgets = torch.tensor(room, device=device)
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.int64, device=device)
     if temperature > 0:
@@ -122,6 +125,7 @@ class _Running:
         self.rows = torch.arange(len(prompts), device=device)
         self.new_tokens = self.rows.new_zeros(len(prompts), num_steps)
         self._read(prompts, left=num_steps)
+        self._last_position = model.spec.max_seq_len - 1 if model.spec.learned_positions else NEVER_HIDDEN
         switch = model.spec.rope_switches_after
         self._switches = set() if switch is None else {switch + 1 - len(prompt) for prompt in prompts}
 
@@ -157,7 +161,8 @@ class _Running:
     def add(self, token: Tensor, step: int) -> None:
         """Appends the [B'] new tokens of a step."""
         self.new_tokens[self.rows, step] = token
-        self._tokens, self._positions = token[:, None], self._positions[:, -1:] + 1
+        # A row that has ended may be carried along beyond the last learned position; nobody reads what it says there.
+        self._tokens, self._positions = token[:, None], (self._positions[:, -1:] + 1).clamp(max=self._last_position)
         self._visible_until = self._visible_from = None
 
     def keep(self, chosen: Tensor) -> None:
@@ -166,9 +171,16 @@ class _Running:
         self._cache.keep_rows(chosen)
 
 
-def num_new_tokens(model: Decoder, prompt_length: int, max_new_tokens: int) -> int:
-    """How many tokens can follow a prompt: `max_new_tokens`, or fewer where the model's max_seq_len ends before."""
-    return min(max_new_tokens, model.spec.max_seq_len - prompt_length)
+def num_new_tokens(model: Decoder, prompt_length: int, max_new_tokens: int, max_seq_len: int | None = None) -> int:
+    """How many tokens can follow a prompt: `max_new_tokens`, or fewer where `max_seq_len` ends before."""
+    limit = _length_limit(model, max_seq_len)
+    return max_new_tokens if limit is None else min(max_new_tokens, limit - prompt_length)
+
+
+def _length_limit(model: Decoder, max_seq_len: int | None) -> int | None:
+    learned = model.spec.max_seq_len if model.spec.learned_positions else None
+    limits = [limit for limit in (learned, max_seq_len) if limit is not None]
+    return min(limits) if limits else None
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -211,14 +223,14 @@ def check_sampling(
             raise ConfigError("C13", f"{name} is {value}", where=name, fix=f"{name} must be {allowed}")
 
 
-def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]], first_index: int) -> None:
-    max_seq_len, vocab_size = model.spec.max_seq_len, model.spec.vocab_size
+def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]], first_index: int, max_seq_len: int | None) -> None:
+    limit, vocab_size = _length_limit(model, max_seq_len), model.spec.vocab_size
     for i, prompt in enumerate(prompts):
         where = f"prompt {first_index + i + 1}"
         if not prompt:
             raise DataError("D06", "the prompt has no tokens", where=where, fix="start it with the BOS token")
-        if len(prompt) >= max_seq_len:
-            message = f"{len(prompt)} tokens leave no room to answer; the model's max_seq_len is {max_seq_len}"
+        if limit is not None and len(prompt) >= limit:
+            message = f"{len(prompt)} tokens leave no room to answer; max_seq_len is {limit}"
             raise DataError("D09", message, where=where, fix="shorten the prompt")
         if max(prompt) >= vocab_size or min(prompt) < 0:
             token = next(token for token in prompt if not 0 <= token < vocab_size)

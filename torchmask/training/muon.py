@@ -2,7 +2,8 @@
 
 Muon replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction of it moves equally
 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). It is meant for the matrices inside the layers;
-embeddings, the output head, norms and biases are AdamW's. Both are torch's own; this only deals the parameters out.
+embeddings, the output head, norms and biases are AdamW's, and so are the experts of a mixture, which are one parameter
+of three dimensions: torch's Muon takes two. Both are torch's own; this only deals the parameters out.
 """
 
 from collections.abc import Callable, Iterable

@@ -74,16 +74,19 @@ def _entry(name: str, param: nn.Parameter, bf16_updates: Bf16Updates) -> Entry:
 
 
 def _groups(entries: list[Entry], of_vocabulary: set[int], weight_decay: float | None) -> list[dict[str, Any]]:
-    """Matrices inside the layers, other matrices, and what never decays; `role` tells optimizers which is which."""
+    """Matrices inside the layers, those of experts, those of the vocabulary, and what never decays.
+
+    `role` tells optimizers which is which.
+    """
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
     matrices = [entry for entry in entries if _decays(entry)]
-    hidden = [entry.work for entry in matrices if entry.param.ndim == 2 and id(entry.param) not in of_vocabulary]
-    embeddings = [entry.work for entry in matrices if entry.param.ndim != 2 or id(entry.param) in of_vocabulary]
-    vectors = [entry.work for entry in entries if not _decays(entry)]
+    vocabulary = [entry for entry in matrices if id(entry.param) in of_vocabulary]
+    inside = [entry for entry in matrices if id(entry.param) not in of_vocabulary]
     groups = [
-        {"params": hidden, "role": HIDDEN, **decay},
-        {"params": embeddings, "role": "embedding", **decay},
-        {"params": vectors, "role": "vector", "weight_decay": 0.0},
+        {"params": [entry.work for entry in inside if entry.param.ndim == 2], "role": HIDDEN, **decay},
+        {"params": [entry.work for entry in inside if entry.param.ndim != 2], "role": "experts", **decay},
+        {"params": [entry.work for entry in vocabulary], "role": "embedding", **decay},
+        {"params": [entry.work for entry in entries if not _decays(entry)], "role": "vector", "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
