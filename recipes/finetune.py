@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -29,10 +28,10 @@ from torchmask.data import (
     write_masks_html,
 )
 from torchmask.data.pack_options import check_options
-from torchmask.errors import ConfigError, DivergedError, StopRequested
+from torchmask.errors import ConfigError, StopRequested
 from torchmask.evaluation import SquadEvaluation, evaluate_squad, format_before_after
 from torchmask.generation import generate
-from torchmask.models import init_weights, load_pretrained, save_pretrained
+from torchmask.models import init_weights, load_pretrained, resize_embeddings, save_pretrained
 from torchmask.modules import Decoder, linear_cross_entropy
 from torchmask.training import (
     Console,
@@ -44,18 +43,18 @@ from torchmask.training import (
     StepPlan,
     build_optimizer,
     check_belongs,
+    check_finite,
     checkpoint_activations,
     choose_checkpoint,
     clip_grad_norm,
     compile_layers,
     due,
     inference,
-    load_tensors,
+    load_checkpoint,
     loss_png,
     materialise,
     model_tensors,
     plan_steps,
-    restore_rng,
     save_checkpoint,
     shard,
     start_run,
@@ -86,6 +85,7 @@ class Packing:
     over_length: Literal["error", "truncate", "split", "drop"] = "error"  # a document longer than a row
     truncate_side: Literal["right", "left"] = "right"  # which end is cut off; left keeps the first token
     no_targets: Literal["drop", "keep", "error"] = "drop"  # a document without a trained token
+    max_truncated_away: float = 0.05  # share of the documents that truncation may rob of all targets
     trim_tail: bool = False  # leave out what follows a document's last trained token
 
     def __post_init__(self) -> None:
@@ -187,8 +187,10 @@ def main(cfg: Config) -> None:
         schedule = instantiate(cfg.lr_scheduler, num_steps=plan.num_steps)
 
         model = instantiate(cfg.model, dtype=cfg.dtype, device="meta")
+        if tokenizer.num_added:  # rows for the configuration's own tokens
+            resize_embeddings(model, max(tokenizer.vocab_size, model.spec.vocab_size))
         for rows in filter(None, (packs, packs_val)):
-            rows.check_fits(vocab_size=model.spec.vocab_size, max_seq_len=model.spec.max_seq_len, warn=console.say)
+            rows.check_fits(model.spec, warn=console.say)
         checkpoint_activations(model, cfg.enable_activation_checkpointing)
         compile_layers(model, cfg.compile)
         shard(model, run)
@@ -265,12 +267,7 @@ def train(
         loss, num_tokens, num_slots = run.agree(
             float(sum(losses)), sum(b.num_tokens for b in batches), sum(b.tokens.numel() for b in batches)
         )
-        if not math.isfinite(loss + grad_norm):
-            raise DivergedError(
-                "R01",
-                f"loss {loss:g}, gradient norm {grad_norm:g} at step {step + 1}; the weights were not updated",
-                fix="lower optimizer.lr, warm up longer, or look at this step's rows; the last checkpoint stands",
-            )
+        check_finite(loss, grad_norm, step=step + 1)
         if num_targets:  # a step without any target changes nothing
             optimizer.step()
         optimizer.zero_grad()
@@ -325,20 +322,12 @@ def answer_questions(cfg: Config, model: Decoder, tokenizer: Any, questions: lis
     def answer(questions: Sequence[Mapping[str, Any]]) -> list[str]:
         asked = [squad_conversation(q, prompt_template=chosen.prompt_template, with_answer=False) for q in questions]
         prompts = [render_prompt(tokenizer, conversation) for conversation in asked]
-        new = generate(model, prompts, max_new_tokens=chosen.max_new_tokens, stop_ids=tokenizer.stop_ids)
+        options = {"max_new_tokens": chosen.max_new_tokens, "prefix": cfg.packing.prefix}  # seen as in training
+        new = generate(model, prompts, stop_ids=tokenizer.stop_ids, **options)
         return [tokenizer.decode(tokens) for tokens in new]
 
     with inference(model):
         return evaluate_squad(questions, answer, batch_size=chosen.batch_size)
-
-
-def load_checkpoint(run: Run, folder: Path, model: Decoder, optimizer: Optimizer) -> None:
-    """Everything as it was when the checkpoint was saved."""
-    load_tensors(run, folder, "model", model_tensors(model))
-    table = optimizer.state_dict()
-    load_tensors(run, folder, "optim", table)
-    optimizer.load_state_dict(table)
-    restore_rng(run, folder)
 
 
 def save_run(

@@ -120,6 +120,8 @@ def test_every_field_of_a_recipes_config_has_a_comment(path):
                 yield prefix + field.name
             if field.section:
                 yield from without_meaning(field.section, prefix + field.name + ".")
+            if field.items:
+                yield from without_meaning(field.items, prefix + field.name + ".")
 
     schema = read_schema(path)
     assert list(without_meaning(schema.fields)) == []

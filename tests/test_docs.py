@@ -19,7 +19,7 @@ from torchmask.errors import ConfigError
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [*sorted((REPO / "docs").glob("*.md")), REPO / "README.md", REPO / "CONTRIBUTING.md"]
-RECIPE_PAGES = {"finetune": REPO / "docs" / "finetune.md", "generate": REPO / "docs" / "generate.md"}
+RECIPE_PAGES = {name: REPO / "docs" / f"{name}.md" for name in ("finetune", "generate", "pretrain")}
 MAX_LINES = 150
 LONG_PAGES = ("errors.md",)  # one entry an error
 
@@ -30,6 +30,13 @@ BASES = {
         "model": {"_component_": "torchmask.models.from_pretrained", "folder": "model"},
         "tokenizer": {"_component_": "torchmask.tokenizers.from_pretrained", "folder": "model"},
         "dataset": {"_component_": "torchmask.data.alpaca_dataset"},
+    },
+    "pretrain": {
+        "output_dir": "out",
+        "model": {"_component_": "torchmask.models.from_pretrained", "folder": "model"},
+        "tokenizer": {"_component_": "torchmask.tokenizers.from_pretrained", "folder": "model"},
+        "sources": [{"dataset": {"_component_": "torchmask.data.alpaca_dataset"}}],
+        "num_steps": 10,
     },
     "generate": {
         "checkpoint_dir": "model",
@@ -108,13 +115,15 @@ def is_placeholder(word: str) -> bool:
 
 
 def flat(fields: dict[str, Field], prefix: str = "") -> dict[str, Field]:
-    """Fields by full key; a section's own in its place."""
+    """Fields by full key; a section's own in its place, those of a list's items behind it."""
     result: dict[str, Field] = {}
     for field in fields.values():
         if field.section:
             result |= flat(field.section, f"{prefix}{field.name}.")
         else:
             result[prefix + field.name] = field
+        if field.items:
+            result |= flat(field.items, f"{prefix}{field.name}.")
     return result
 
 
@@ -135,6 +144,8 @@ def default_of(config_class: type, key: str) -> Any:
         factory = field.default_factory
         if isinstance(factory, type) and hasattr(factory, "__dataclass_fields__"):
             value = factory
+        elif getattr(field.type, "__origin__", None) is list and part != key:
+            [value] = field.type.__args__
         elif "Evaluate" in str(field.type):  # an optional section: its class is named by the type
             value = next(member for member in field.type.__args__ if member is not type(None))
         else:

@@ -1,4 +1,4 @@
-"""Times the whole data path and prints ratios: tokenisation, cache, packing, streaming; each beside what it is held to.
+"""Times the whole data path and prints ratios: tokens, rows, cache, packing, streaming; each beside its target.
 
     .venv/bin/python tools/bench_data.py [--torchtune PYTHON] [--only tokens cache packing stream] [--rows 20000]
 
@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_packing import bench as bench_packing
-from bench_packing import line, store, timed
+from bench_packing import bench_rows, line, own_time, store, timed
 
 from torchmask.data import PackedDataset, PackedStream, StreamPart, alpaca_dataset, open_source
 from torchmask.data.cache import cached_samples
@@ -125,10 +125,11 @@ def _ways(tokenizer, texts, source):
 
 
 def bench_cache(documents):
-    """Writing an entry, and a second start."""
+    """Rows from memory; writing an entry, a second start, and one that plans other rows."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4, 1, documents), 8, 4096).astype(np.int64)
-    samples = store(lengths, rng)
+    samples = store(lengths, rng, prompt=0.6)
+    bench_rows(samples, 4096)
     samples.__dict__.setdefault("fingerprint", "0")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -144,6 +145,9 @@ def bench_cache(documents):
             subprocess.run([sys.executable, "-c", REOPEN, folder], capture_output=True, text=True, check=True).stdout
             for _ in range(3)
         ]
+        again, opening = timed(lambda: cached_samples(lambda: sys.exit("built again"), {"bench": 1}, root=root))
+        _, replanning = timed(lambda: PackedDataset(again, max_seq_len=8192), clock=own_time)
+    line("second start with other rows, planned and kept", opening + replanning, 3.0)
     line("second start: samples and rows ready", min(float(run.split()[0]) for run in runs), 0.5)
 
 

@@ -48,12 +48,12 @@ def timed(function, *args, times=1, clock=time.perf_counter):
 own_time = time.thread_time
 
 
-def store(lengths, rng):
-    """Samples of these lengths with a prompt and an answer each."""
+def store(lengths, rng, *, prompt=0.0):
+    """Samples of these lengths, of each of which the first token and this share are a masked prompt."""
     total = int(lengths.sum())
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    mask = np.zeros(total, np.uint8)
-    mask[offsets[:-1]] = 1
+    sizes = np.maximum((prompt * lengths).astype(np.int64), 1)
+    mask = np.repeat(np.tile(np.array([1, 0], np.uint8), len(lengths)), np.stack([sizes, lengths - sizes], 1).ravel())
     return Samples(
         tokens=rng.integers(0, 32_000, total, dtype=np.int32),
         mask=mask,
@@ -132,6 +132,27 @@ def bench(documents, capacity, fetch_documents):
     per_row = 1e6 / len(order)
     line(f"row fetch beyond copying it ({copy * per_row:.0f} us)", (fetch - copy) * per_row, 50, "us")
     block_mask(dataset, capacity)
+
+
+def bench_rows(samples, capacity):
+    """The whole way: a data set with its ledger, and every row fetched in order, its tokens and labels written."""
+
+    def write(dataset, path):
+        with open(path, "wb") as file:
+            for pack in dataset:
+                file.write(pack.tokens.data)
+                file.write(pack.labels.data)
+
+    print(f"{len(samples):,} documents, {len(samples.tokens):,} tokens, as a PackedDataset of {capacity:,} slots")
+    for shares in (False, True):
+        dataset, building = timed(
+            lambda s=shares: PackedDataset(samples, max_seq_len=capacity, share_prefixes=s), times=3, clock=own_time
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            _, writing = timed(write, dataset, Path(folder) / "rows.bin", times=2, clock=own_time)
+        name = "PackedDataset" + (", share_prefixes" if shares else "")
+        print(f"  {name}: made in {building:.2f} s, {len(dataset):,} rows written in {writing:.2f} s of this thread")
+        line(f"{name} and its rows in order", building + writing, 3.0)
 
 
 def block_mask(dataset, capacity):

@@ -46,6 +46,8 @@ class Message:
             `end_offset`, the first and the last character, with `train`, `weight` or `visible`; the rest is masked.
         name: who speaks, for templates that write it.
         tool_call_id: the call that a tool's message answers, for templates that write it.
+        reasoning: what the assistant thought before its answer, where the content does not hold it: a text, or a part
+            as in `content`. Chat formats that write thinking put it there; span rules call it the part `reasoning`.
     """
 
     role: str
@@ -60,6 +62,7 @@ class Message:
     train_detail: Sequence[Mapping[str, Any]] = ()
     name: str | None = None
     tool_call_id: str | None = None
+    reasoning: str | dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -67,6 +70,18 @@ class Message:
         if isinstance(self.content, str):
             return self.content
         return "".join(part["text"] for part in self.content)
+
+    @property
+    def reasoning_text(self) -> str:
+        """The reasoning as a string, empty where there is none.
+
+        Where characters of a message are counted (`Piece.offset`), those of its reasoning follow those of its `text`,
+        whatever the order in which a chat format writes the two.
+        """
+        if self.reasoning is None or isinstance(self.reasoning, str):
+            return self.reasoning or ""
+        text: str = self.reasoning["text"]
+        return text
 
     @property
     def trained(self) -> bool:
@@ -110,7 +125,7 @@ class Piece(NamedTuple):
         kind: what its tokens are.
         turn: index of the message it belongs to; -1 for none.
         is_token: whether `text` names one token, to be written as its id.
-        offset: where in its message's content the text begins; -1 where it is not part of the content as given.
+        offset: where in its message's text, and then its reasoning, the text begins; -1 where it is in neither.
         apart: whether a token may not reach over its beginning (`straddle: split`).
     """
 
@@ -131,8 +146,8 @@ class Rendered:
         kinds: [n] uint8 of `TokenKind`. A token that covers the edge of header and content counts as content.
         turns: [n] int32, index of the message each token belongs to; -1 where it belongs to none.
         num_straddlers: how many tokens cover both structure and content.
-        content_starts, content_ends: [n] int32, the characters of its message's text that a token covers; -1 where it
-            stands for none of them. None where the tokenizer does not say.
+        content_starts, content_ends: [n] int32, the characters of its message's text that a token covers, those of its
+            reasoning counted on from there; -1 where it stands for none. None where the tokenizer does not say.
         pieces: the rendering's text by owner, in order; None where the tokenizer does not say.
         starts, ends: [n] int32, the characters that a token covers, counted over the texts of all pieces.
     """

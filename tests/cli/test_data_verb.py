@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from torchmask.cli.main import main
+from torchmask.cli.open_config import DataConfig
+from torchmask.data import mapped
 
 CONFIG = """\
 # finetune: a test
@@ -78,6 +81,48 @@ def test_ls_tells_of_damage(config, capsys):
     assert main(["data", "ls", "--check"]) == 1 and "DAMAGED" in capsys.readouterr().out
     path.with_name("header.json").write_text("{}")
     assert main(["data", "ls"]) == 1 and "DAMAGED: header.json is not a header" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["samples", "rows"])
+def test_build_checks_every_byte_of_what_is_there_and_builds_damaged_entries_again(config, capsys, monkeypatch, kind):
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    main(["data", "build", "--config", config])
+    (entry,) = [entry for entry in listed(capsys) if entry["facts"]["kind"] == kind]
+    folder = Path(entry["folder"])
+    path = max(folder.glob("*.bin"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(bytes(data))
+    mapped._keep_stamps(folder, mapped._stamps(folder))
+    assert main(["data", "ls", "--check"]) == 1
+    assert main(["data", "build", "--config", config]) == 0
+    capsys.readouterr()
+    assert main(["data", "ls", "--check"]) == 0 and "2 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [(["dataset.num_workers=0"], 0), (["--num-workers", "0", "dataset.num_workers=3"], 0), (["--num-workers", "1"], 1)],
+)
+def test_the_number_of_workers_is_the_options_or_the_configurations(config, monkeypatch, words, wanted):
+    seen = []
+    build = DataConfig.build_samples
+
+    def watching(self, tokenizer, **changes):
+        seen.append(changes["num_workers"])
+        return build(self, tokenizer, **{**changes, "num_workers": 0})
+
+    monkeypatch.setattr(DataConfig, "build_samples", watching)
+    assert main(["data", "build", "--config", config, *words]) == 0
+    assert main(["data", "build", "--config", config]) == 0
+    assert seen == [wanted, len(os.sched_getaffinity(0))]
+
+
+def test_the_cache_may_be_a_folder_that_is_not_there_yet(config, capsys, tmp_path):
+    new = tmp_path / "new" / "folder"
+    assert main(["data", "build", "--config", config, f"dataset.cache={new}"]) == 0, capsys.readouterr().err
+    assert len(list((new / "data").glob("*/header.json"))) == 2
+    assert main(["inspect", "--json", "--config", config, f"dataset.cache={tmp_path / 'other'}"]) == 0
 
 
 def test_rm_takes_keys_age_or_everything(config, capsys):

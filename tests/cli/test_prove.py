@@ -41,6 +41,12 @@ def test_packs_of_all_kinds_change_nothing_and_the_certificate_says_so(data_conf
     assert "all bounds hold" in capsys.readouterr().out
 
 
+def test_shared_rows_with_a_bound_are_compared_with_flat_ones(data_config, branching, tmp_path):
+    config = data_config(branching, packing={"share_prefixes": True, "max_share": 2})
+    code, certificate = prove(config, tmp_path)
+    assert code == 0 and len({result["layout"] for result in certificate["results"]}) == 3
+
+
 def test_documents_that_see_each_other_miss_the_bounds(data_config, branching, tmp_path, capsys, monkeypatch):
     seeing = property(lambda data: {**data.values["packing"], "attention": "causal"})
     monkeypatch.setattr(DataConfig, "packing", seeing)

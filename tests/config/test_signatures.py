@@ -25,6 +25,13 @@ from torchmask.config.signatures import find, imported_module, may_define
         "torchmask.messages.Message",
         "torchmask.Message",
         "torchmask.config.load_config",
+        "torchmask.data.instruct_dataset",
+        "torchmask.data.alpaca_dataset",
+        "torchmask.data.chat_dataset",
+        "torchmask.data.squad_dataset",
+        "torchmask.data.text_completion_dataset",
+        "torchmask.data.segments_dataset",
+        "torchmask.data.tokenized_dataset",
     ],
 )
 def test_parameters_equal_those_of_the_imported_object(dotpath):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchmask.data import alpaca_dataset, instruct_dataset
+from torchmask.data import alpaca_dataset, instruct_dataset, mapped
 from torchmask.data import cache as cache_module
 from torchmask.data.cache import cache_root, cached_arrays, list_entries, remove_entry
 from torchmask.data.fingerprints import key_of, plain
@@ -43,6 +43,13 @@ def source(write):
 def age(path):
     """Makes a file look old, so that its hash is believed."""
     os.utime(path, (time.time() - 60, time.time() - 60))
+
+
+def flip(path, at=0):
+    """Changes one bit of a file and not its size."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
 
 
 def assert_same(one, other):
@@ -128,12 +135,14 @@ def test_touching_a_file_or_the_number_of_workers_changes_nothing(tokenizer, sou
     assert tokenizer.num_encoded == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "header", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "header", "missing"])
 def test_a_damaged_entry_is_built_again_and_said_so(tokenizer, source, tmp_path, caplog, damage):
     build = lambda: instruct_dataset(tokenizer, source=source, cache=tmp_path / "cache")  # noqa: E731
     folder = build().home
     if damage == "truncated":
         os.truncate(folder / "tokens.bin", 5)
+    elif damage == "changed":
+        flip(folder / "tokens.bin")
     elif damage == "header":
         text = (folder / "header.json").read_text()
         (folder / "header.json").write_text(text.replace("a", "b", 3))
@@ -144,6 +153,63 @@ def test_a_damaged_entry_is_built_again_and_said_so(tokenizer, source, tmp_path,
     assert "is damaged" in caplog.text and "built again" in caplog.text
     assert_same(instruct_dataset(tokenizer, source=source), again)
     assert not list(folder.parent.glob(".tmp-*"))
+
+
+def test_a_large_entry_is_read_again_once_anything_touched_its_files(tokenizer, source, tmp_path, monkeypatch, caplog):
+    read = []
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    monkeypatch.setattr(mapped, "_UNSURE_NS", 0)
+    monkeypatch.setattr(cache_module, "verify", lambda folder: (read.append(folder), mapped.verify(folder)))
+    build = lambda: instruct_dataset(tokenizer, source=source, cache=tmp_path / "cache")  # noqa: E731
+    folder = build().home
+    build()
+    assert read == []
+    os.utime(folder / "mask.bin")
+    build()
+    assert read == [folder] and "damaged" not in caplog.text
+    build()
+    assert read == [folder]  # it was found whole, which was written down
+    flip(folder / "mask.bin")
+    again = build()
+    assert "mask.bin does not hold what was written" in caplog.text
+    assert_same(instruct_dataset(tokenizer, source=source), again)
+
+
+def test_within_every_byte_checked_nothing_is_believed(tokenizer, source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    build = lambda: instruct_dataset(tokenizer, source=source, cache=tmp_path / "cache")  # noqa: E731
+    folder = build().home
+    flip(folder / "tokens.bin")
+    mapped._keep_stamps(folder, mapped._stamps(folder))  # as a disk does that forgets
+    build()
+    assert "damaged" not in caplog.text
+    with cache_module.every_byte_checked():
+        again = build()
+    assert "is damaged" in caplog.text
+    assert_same(instruct_dataset(tokenizer, source=source), again)
+
+
+def test_a_folder_that_cannot_be_written_is_read_whenever_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    mapped.write_mapped(tmp_path, {"x": np.array([3, 1, 4])}, {})
+    (tmp_path / "checked.json").unlink()
+
+    def read_only(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(mapped, "_keep_stamps", read_only)
+    monkeypatch.setattr(mapped, "_UNSURE_NS", 0)
+    mapped.believe(tmp_path)
+    assert not mapped.is_believed(tmp_path)
+
+
+def test_what_was_changed_just_now_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    mapped.write_mapped(tmp_path, {"x": np.array([3, 1, 4])}, {})
+    assert mapped.is_believed(tmp_path)
+    flip(tmp_path / "x.bin")
+    mapped.believe(tmp_path)
+    assert not mapped.is_believed(tmp_path)
 
 
 def test_what_cannot_be_fingerprinted_is_refused(tokenizer, source, tmp_path, char_tokenizer):

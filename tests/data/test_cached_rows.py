@@ -1,13 +1,16 @@
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from torchmask.data import cache as cache_module
 from torchmask.data import cached_rows, instruct_dataset
+from torchmask.data import mapped as mapped_module
 from torchmask.data.cache import list_entries
 from torchmask.data.packing import PackedDataset
 
+MODEL = SimpleNamespace(vocab_size=200, max_seq_len=512, learned_positions=False, rope_changes_after=None)
 ROWS = [{"input": f"the same question {i % 3}", "output": f"a{i}" * (i % 7 + 1)} for i in range(60)]
 OPTIONS = [
     {},
@@ -74,7 +77,8 @@ def test_another_option_is_another_plan(samples, tmp_path):
     assert len(list_entries(tmp_path / "cache")) == 4
 
 
-def test_a_second_start_reads_no_token(samples, tmp_path, monkeypatch):
+def test_a_second_start_reads_no_token_of_a_large_data_set(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped_module, "SMALL", 0)
     PackedDataset(samples(cache=tmp_path / "cache"), max_seq_len=128)
     opened = cache_module.open_mapped
 
@@ -86,13 +90,26 @@ def test_a_second_start_reads_no_token(samples, tmp_path, monkeypatch):
                 size = arrays[name].nbytes
                 (folder / f"{name}.bin").write_bytes(b"\xff" * size)
                 arrays[name] = opened(folder)[0][name]
+        mapped_module._keep_stamps(folder, mapped_module._stamps(folder))
         return arrays, facts
 
     monkeypatch.setattr(cache_module, "open_mapped", without_tokens)
     packs = PackedDataset(samples(cache=tmp_path / "cache"), max_seq_len=128)
     expected = samples()
     assert packs.samples.fingerprint == expected.fingerprint and packs.report["tokens_in"] == len(expected.tokens)
-    packs.check_fits(vocab_size=200, max_seq_len=512, warn=pytest.fail)
+    packs.check_fits(MODEL, warn=pytest.fail)
+
+
+def test_damaged_rows_are_planned_again(samples, tmp_path, caplog):
+    planned = PackedDataset(samples(), max_seq_len=128)
+    PackedDataset(samples(cache=tmp_path / "cache"), max_seq_len=128)
+    (entry,) = [entry for entry in list_entries(tmp_path / "cache") if entry.facts["kind"] == "rows"]
+    for path in entry.folder.glob("*.bin"):
+        data = bytearray(path.read_bytes())
+        data[0] ^= 1
+        path.write_bytes(bytes(data))
+    assert_same_rows(PackedDataset(samples(cache=tmp_path / "cache"), max_seq_len=128), planned)
+    assert "does not hold what was written" in caplog.text
 
 
 def test_slices_and_samples_in_memory_are_planned_as_ever(samples, tmp_path):

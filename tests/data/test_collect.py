@@ -18,7 +18,8 @@ from torchmask.data.formats import Conversation
 from torchmask.data.policy import MaskPolicy
 from torchmask.data.rendering import documents_of
 from torchmask.data.rows import BadRows, Row, RowError
-from torchmask.data.sample import Samples, SamplesBuilder
+from torchmask.data.sample import Samples
+from torchmask.data.sample_builder import SamplesBuilder
 from torchmask.errors import ConfigError, DataError
 from torchmask.tokenizers import from_pretrained
 
@@ -102,8 +103,9 @@ def one_by_one(tokenizer, talks, policy):
                 num_straddlers=rendered.num_straddlers + decision.straddlers,
                 rules=decision.rules,
                 rule_names=decision.rule_names,
+                unmatched=decision.is_unmatched,
             )
-            for name, places, tokens in decision.spans:
+            for name, places, tokens, _ in decision.spans:
                 store.count_span(name, places=places, tokens=tokens, where=f"talks:{number}")
     return store.finish()
 

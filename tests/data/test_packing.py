@@ -204,6 +204,15 @@ def test_a_split_document_keeps_the_label_across_the_cut():
     assert [pack.positions.tolist() for pack in dataset] == [[0, 1], [0, 1], [0]]
 
 
+def test_pieces_that_only_show_context_stay_unless_tails_are_trimmed():
+    sample = Sample(list(range(3, 45)), [1] * 35 + [0] * 7)
+    whole = PackedDataset([sample], max_seq_len=10, over_length="split")
+    assert [len(pack) for pack in whole] == [10, 10, 10, 10, 2] and whole.report["dropped"] == {}
+    dataset = PackedDataset([sample], max_seq_len=10, over_length="split", trim_tail=True)
+    assert [d.start for i in range(len(dataset)) for d in dataset.documents(i)] == [30, 40]
+    assert dataset.report["dropped"] == {"trimmed": 30} and dataset.report["trained"] == 7
+
+
 def test_the_split_strategy_cuts_the_stream_at_row_ends():
     dataset = PackedDataset([trained(1, 2, 3), trained(4, 5, 6, 7, 8, 9)], max_seq_len=4, strategy="split")
     assert [pack.tokens.tolist() for pack in dataset] == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]

@@ -210,6 +210,24 @@ def test_p10_fragments_concatenate_to_the_original_labels(samples, capacity, ove
     assert all(set(unpacked(samples[d])[0]) <= {IGN} for d in missing)
 
 
+@given(samples=documents(max_length=30), capacity=st.integers(1, 16), over_length=st.booleans())
+def test_trimmed_fragments_are_the_original_labels_but_for_stretches_without_any(samples, capacity, over_length):
+    strategy = {"over_length": "split"} if over_length else {"strategy": "split"}
+    dataset = pack_or_none(samples, max_seq_len=capacity, trim_tail=True, **strategy)
+    if dataset is None:
+        return
+    found, left_out = {}, 0
+    for _, p, y, _ in sorted(placed(dataset), key=lambda entry: entry[1]):
+        labels = found.setdefault(p.sample, [])
+        left_out += p.start - len(labels)
+        labels += [IGN] * (p.start - len(labels)) + y
+    for d, y in found.items():
+        missing = len(samples[d]) - len(y)
+        left_out += missing
+        assert y + [IGN] * missing == unpacked(samples[d])[0]
+    assert left_out == dataset.report["dropped"].get("trimmed", 0)
+
+
 @given(samples=documents(always_targets=True), capacity=st.integers(2, 16))
 def test_trimming_keeps_every_target(samples, capacity):
     whole, trimmed = (

@@ -54,7 +54,7 @@ def test_a_messages_weight_scales_its_text_and_its_end(char_tokenizer):
 def test_a_hidden_message_is_still_trained(char_tokenizer):
     talk = [Message("user", "q", visible=False), Message("assistant", "a", visible=False)]
     found = shown(char_tokenizer(), talk)
-    assert ("q", 0, True, "message") in found and ("a", 1, True, "message") in found
+    assert ("q", 0, True, "strategy") in found and ("a", 1, True, "strategy") in found
     assert found[-1] == ("|", 1, False, "eos")
 
 
@@ -89,7 +89,58 @@ def test_only_masks_the_rest_of_the_message_and_keeps_its_end(char_tokenizer):
 
 def test_a_hiding_rule_leaves_the_loss_alone(char_tokenizer):
     found = shown(char_tokenizer(), [Message("user", "xq"), TALK[1]], spans=({"regex": "x|b", "visible": False},))
-    assert ("x", 0, True, "regex") in found and ("b", 1, True, "regex") in found
+    assert ("x", 0, True, "strategy") in found and ("b", 1, True, "strategy") in found
+
+
+@pytest.mark.parametrize(
+    ("answer", "spans"),
+    [
+        (Message("assistant", "abcd"), ({"regex": ".*", "visible": False}, {"regex": "bc", "visible": True})),
+        (Message("assistant", "abcd", visible=False), ({"regex": "bc", "visible": True},)),
+        (Message("assistant", [{"text": "a"}, {"text": "bc", "visible": True}, {"text": "d"}], visible=False), ()),
+        (Message("assistant", [{"text": "abcd", "visible": False}]), ({"chars": [1, 3], "visible": True},)),
+        (
+            Message(
+                "assistant", "abcd", visible=False,
+                train_detail=[{"begin_offset": 1, "end_offset": 2, "visible": True}],
+            ),
+            (),
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_later_rule_shows_is_seen_again(char_tokenizer, answer, spans):
+    found = shown(char_tokenizer(), [TALK[0], answer], spans=spans)
+    assert [(text, hidden) for text, weight, hidden, _ in found if weight][:3] == [
+        ("a", True), ("bc", False), ("d", True),
+    ]  # fmt: skip
+
+
+def test_a_rule_that_only_shows_or_hides_decided_no_label(char_tokenizer):
+    spans = ({"regex": "b", "weight": 0.5, "name": "half"}, {"regex": ".", "visible": False, "name": "hider"},
+             {"regex": "b|c", "visible": True, "name": "shower"})  # fmt: skip
+    assert shown(char_tokenizer(), TALK, spans=spans)[-5:-1] == [
+        ("a", 1, True, "strategy"), ("b", 0.5, False, "half"), ("c", 1, False, "strategy"), ("d", 1, True, "strategy"),
+    ]  # fmt: skip
+
+
+def test_rules_with_only_that_follow_each_other_train_what_any_of_them_selects(char_tokenizer):
+    fields = ({"regex": "a", "train": "only", "name": "one"}, {"regex": "b", "visible": False},
+              {"regex": "c", "train": "only", "weight": 2, "name": "two"})  # fmt: skip
+    assert shown(char_tokenizer(), TALK, spans=fields)[-5:] == [
+        ("a", 1, False, "one"), ("b", 0, True, "one"), ("c", 2, False, "two"), ("d", 0, False, "one"),
+        ("|", 1, False, "eos"),
+    ]  # fmt: skip
+    between = (fields[0], {"regex": "d", "weight": 0.5}, fields[2])  # the last word is `two`'s alone
+    assert [(text, weight) for text, weight, *_ in shown(char_tokenizer(), TALK, spans=between)][-4:] == [
+        ("ab", 0), ("c", 2), ("d", 0), ("|", 1),
+    ]  # fmt: skip
+
+
+def test_a_field_of_several_that_is_missing_takes_nothing_from_the_others(char_tokenizer):
+    for pair in (("z", "c"), ("c", "z")):
+        spans = tuple({"regex": pattern, "train": "only"} for pattern in pair)
+        found = shown(char_tokenizer(), TALK, spans=spans)
+        assert [text for text, weight, *_ in found if weight] == ["c", "|"]
 
 
 def test_headers_are_trained_with_their_messages_only_when_asked(char_tokenizer):
@@ -161,7 +212,7 @@ messages = st.lists(
 )
 says = st.sampled_from(
     [{"train": True}, {"train": False}, {"weight": 0.5}, {"weight": 3.0}, {"train": "only"}, {"visible": False},
-     {"train": True, "visible": False}]
+     {"visible": True}, {"train": True, "visible": False}]
 )  # fmt: skip
 rules = st.lists(
     st.builds(
@@ -195,14 +246,18 @@ def test_later_rules_win_whatever_they_are(char_tokenizer, talk, spans, strategy
         chars, unseen = [], [False] * len(message.text)
         for part in message.content if isinstance(message.content, list) else [{"text": message.content}]:
             chars += [part.get("weight", whole)] * len(part["text"])
+        goes_on, is_cleared = False, False
         for rule in map(SpanRule.of, spans):
             if message.role not in (rule.roles or (("assistant",) if rule.own_weight is not None else ROLES)):
                 continue
-            chars = [0.0] * len(chars) if rule.train == "only" else chars
+            if rule.train == "only" and not goes_on:
+                chars, is_cleared = [0.0] * len(chars), True
+            goes_on = rule.train == "only" or (goes_on and rule.own_weight is None)
             for start, end in rule.find(message.text):
                 for k in range(start, end):
                     chars[k] = chars[k] if rule.own_weight is None else rule.own_weight
-                    unseen[k] |= rule.visible is False
+                    unseen[k] = unseen[k] if rule.visible is None else not rule.visible
+        whole = 0.0 if is_cleared and not any(chars) else whole
         stop = {"turn": whole, "all": whole or 1.0, "none": 0.0}[eos] * scale
         expected += [0.0, *chars, stop]
         hidden += [False, *unseen, False]

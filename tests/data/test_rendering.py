@@ -3,9 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchmask.data.eos import EosPolicy
 from torchmask.data.formats import Conversation
-from torchmask.data.rendering import render_prompt, render_raw, render_text
-from torchmask.errors import ConfigError
+from torchmask.data.policy import MaskPolicy
+from torchmask.data.rendering import render_prompt, render_raw, render_segments, render_text
+from torchmask.errors import ConfigError, DataError
 from torchmask.messages import Message, TokenKind
 
 
@@ -37,6 +39,26 @@ def test_raw_is_tokenised_once(char_tokenizer):
 def test_a_token_over_the_edge_belongs_to_the_completion_and_is_counted():
     rendered = render_raw(PairTokenizer(), "abc", "xy")
     assert rendered.turns.tolist() == [-1, 0, 1, 1, 1] and rendered.num_straddlers == 1
+
+
+def test_a_token_over_the_edge_goes_by_the_straddle_policy():
+    talk = [Message("user", "abc"), Message("assistant", "xyz"), Message("user", " d")]
+    for straddle, turns in {"overlap": [-1, 0, 1, 1, 2, 2], "inside": [-1, 0, 0, 1, 2, 2]}.items():
+        rendered = render_segments(PairTokenizer(), talk, MaskPolicy(straddle=straddle))
+        assert rendered.turns.tolist() == turns and rendered.num_straddlers == 1
+    with pytest.raises(DataError, match=r"characters 2 to 4\) covers both the text of message 0 and") as caught:
+        render_segments(PairTokenizer(), talk, MaskPolicy(straddle="error"))
+    assert caught.value.id == "D14"
+
+
+@pytest.mark.parametrize(("answer", "turns"), [("x ", [-1, 1, 2]), ("xy", [-1, 1, 1])])
+def test_a_template_takes_the_blank_before_it_where_that_is_one_token_with_it(answer, turns):
+    """Llama-2's ` USER` is the beginning of the template `USER:`, not the end of an answer."""
+    talk = [Message("user", "a"), Message("assistant", answer), Message("user", "b")]
+    policy = MaskPolicy(eos=EosPolicy(append="never"))
+    ours = {yes: render_segments(PairTokenizer(), talk, policy, yields_blanks=yes) for yes in (True, False)}
+    assert ours[True].turns.tolist() == turns
+    assert ours[False].turns.tolist() == [-1, 1, 1] and ours[True].num_straddlers == 2
 
 
 @given(prompt=st.text(max_size=9), completion=st.text(min_size=1, max_size=9))

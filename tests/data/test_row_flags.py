@@ -136,6 +136,13 @@ def test_the_stop_token_of_ready_rows_follows_the_eos_policy(char_tokenizer, wri
         ({"input_ids": [1, 5], "completion_mask": [1]}, "1 entries for 2 ids"),
         ({"input_ids": "abc"}, "expected a list of numbers"),
         ({"input_ids": [1, -5]}, "expected ids from 0"),
+        ({"input_ids": [1, 5, 6, 99999999999]}, "input_ids holds 99999999999, expected ids from 0 to 2147483647"),
+        ({"input_ids": [1, 2**63]}, "expected a list of numbers"),
+        ({"input_ids": [1, 2**70]}, "expected a list of numbers"),
+        ({"input_ids": [True, False]}, "expected a list of numbers"),
+        ({"input_ids": [1, 5], "weights": [1, float("nan")]}, r"weights\[1\] is nan, expected a weight"),
+        ({"input_ids": [1, 5], "weights": [float("inf"), 1]}, r"weights\[0\] is inf"),
+        ({"input_ids": [1, 5], "weights": [0, 1e40]}, r"weights\[1\] is 1e\+40"),
         ({"input_ids": [[1], [2]]}, "expected a list of numbers"),
     ],
 )
@@ -235,6 +242,9 @@ def test_case_15_of_real_tool_conversations_only_calls_and_answers_are_trained(a
     ("more", "text"),
     [
         ({"weight": "1"}, "expected a number"),
+        ({"weight": 1e40}, r"weight is the number 1e\+40, expected a weight"),
+        ({"weight": 1e-40}, "expected a weight"),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 0, "weight": 1e40}]}, r"train_detail\[0\].weight is"),
         ({"weight": 1, "train": False}, "train=false and weight=1"),
         ({"masked": True, "train": True}, "contradict"),
         ({"visible": "no"}, "visible is the text"),

@@ -282,3 +282,9 @@ def test_an_unknown_choice_is_refused(key):
     with pytest.raises(ConfigError, match="one of") as error:
         pack([trained(1, 2)], **{key: "sequenc"})
     assert error.value.id == "C06"
+
+
+def test_a_bound_on_sharing_without_sharing_is_refused():
+    with pytest.raises(ConfigError, match="max_share is 2 while share_prefixes is false") as error:
+        pack([Sample([1, 5, 2], [1, 0, 0])], max_seq_len=8, max_share=2)
+    assert error.value.id == "C09"

@@ -76,7 +76,8 @@ def test_thinking_can_be_trained_weighted_and_hidden(tokenizers):
     for say, weight, hidden in [({"weight": 0.125}, 0.125, 0), ({"train": False}, 0, 0), ({"visible": False}, 1, 2)]:
         spans = ({"tag": "think", **say},)
         rendered, decision = one(tokenizer, "<think>\nit is so\n</think>\n\nYes", spans=spans)
-        inside = np.flatnonzero(decision.rules == decision.rule_names.index("tag"))
+        named, seen = decision.rules == decision.rule_names.index("tag"), decision.mask & MaskFlag.ATTENTION == 0
+        inside = np.flatnonzero(~seen if hidden else named)
         assert pieces(tokenizer, rendered, inside) == ["<think>", "\n", "it", " is", " so", "\n", "</think>"]
         weights = np.where(decision.mask & 1, 0, 1) if decision.weights is None else decision.weights
         assert set(weights[inside].tolist()) == {weight}
@@ -105,6 +106,17 @@ def test_calls_that_a_template_writes_are_searched_too(tokenizers):
 def test_blanks_that_a_template_puts_around_a_text_are_not_searched(tokenizers):
     _, decision = one(tokenizers["llama2"], "Paris", spans=({"regex": "^Paris$", "weight": 0.5},))
     assert decision.spans[0].places == 1
+
+
+@pytest.mark.parametrize(
+    ("straddle", "trained"),
+    [("overlap", ["\n\n", "Hi"]), ("inside", ["\n\n", "Hi"]), ("error", ["\n\n", "Hi"]), ("split", ["\n", "Hi"])],
+)
+def test_a_token_over_header_and_content_of_a_chat_format_is_content_unless_it_is_split(assets, straddle, trained):
+    tokenizer = from_pretrained(assets / "tokenizers/qwen3", "chatml")
+    rendered, decision = one(tokenizer, "\nHi", straddle=straddle)
+    assert pieces(tokenizer, rendered, decision.mask == 0) == [*trained, "<|im_end|>"]
+    assert rendered.num_straddlers == (straddle != "split")
 
 
 @pytest.mark.parametrize("name", ["llama2", "llama3", "qwen3"])

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from multiprocessing import active_children
+from threading import Thread
 
 import pytest
 
@@ -132,6 +133,42 @@ def test_ctrl_c_ends_workers_without_their_tracebacks():
     assert out == "stopped\n" and err == "" and process.returncode == 0
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("where", ["main thread", "another thread"])
+def test_workers_end_with_a_process_that_is_killed(where):
+    code = """
+        import os, sys, threading, time
+        from torchmask.data.workers import in_workers
+        def number(x):
+            if x > 1:
+                time.sleep(30)
+            return os.getpid()
+        def work():
+            for pid in in_workers(number, range(8), num_workers=1):
+                print(pid, flush=True)
+        if sys.argv[1] == "main thread":
+            work()
+        else:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), where], stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.communicate(timeout=10)  # the worker has our pipe, so this waits for its end, too
+    assert worker != process.pid
+
+
+def test_workers_outlive_the_thread_that_started_them():
+    results = in_workers(square, range(8), num_workers=1)
+    first = []
+    thread = Thread(target=lambda: first.append(next(results)))
+    thread.start()
+    thread.join()
+    time.sleep(0.1)
+    assert first + list(results) == [x * x for x in range(8)]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,16 @@ import shutil
 import pytest
 import torch
 
+from torchmask.errors import ConfigError, WeightsError
 from torchmask.training import checkpoint
-from torchmask.training.checkpoint import find_checkpoints, load_state, load_tensors, save_checkpoint, verify
+from torchmask.training.checkpoint import (
+    find_checkpoints,
+    load_rank_state,
+    load_state,
+    load_tensors,
+    save_checkpoint,
+    verify,
+)
 from torchmask.training.resume import check_belongs, choose_checkpoint
 from torchmask.training.run import Run
 
@@ -38,6 +46,24 @@ def test_tensors_and_state_come_back_as_they_were(run):
         load_tensors(run, folder, part, named)
         for name, tensor in named.items():
             assert tensor.equal(_tensors(0.1)[part][name]), name
+
+
+def test_what_only_a_rank_knows_is_hashed_and_comes_back_to_it(run):
+    folder = save_checkpoint(run, 5, _tensors(), {}, keep_last_n=None, rank_state={"window": 3, "taken": 7})
+    verify(folder)
+    assert load_rank_state(run, folder) == {"window": 3, "taken": 7}
+    (folder / "data-rank00000.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"data-rank00000\.json"):
+        verify(folder)
+
+
+def test_what_another_number_of_ranks_saved_is_refused_with_their_number(run):
+    folder = save_checkpoint(run, 5, _tensors(), {}, keep_last_n=None, rank_state={"window": 3})
+    with pytest.raises(ConfigError, match="the places of 1 process in") as caught:
+        load_rank_state(Run(run.output_dir, run.device, rank=1, world_size=2), folder)
+    assert caught.value.id == "K08" and "--nproc-per-node 1" in caught.value.fix
+    with pytest.raises(ConfigError, match="no place in a stream"):
+        load_rank_state(run, _save(run, 6))
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(run):

@@ -80,6 +80,21 @@ def test_the_header_says_what_will_be_trained(tmp_path):
         assert words in text
 
 
+def test_the_header_of_a_run_without_epochs_says_what_the_recipe_says_of_its_data(tmp_path):
+    out = io.StringIO()
+    run = Run(tmp_path / "out", torch.device("cpu"))
+    Console(file=out).header(model=nn.Linear(3, 4), optimizer="SGD", run=run, facts=[("window", "64 rows")])
+    assert "  window     64 rows\n" in out.getvalue() and "epoch" not in out.getvalue()
+
+
+def test_a_run_longer_than_it_was_taken_for_shows_its_steps_and_no_time_left():
+    out = io.StringIO()
+    console = Console(file=out)
+    for step in console.track(range(6), 3):
+        console.step(step + 1, {"loss": 1.0})
+    assert out.getvalue().splitlines()[-1] == "step 6/3  loss 1.0000"
+
+
 def test_the_header_of_a_resumed_run_says_where_it_goes_on(tmp_path):
     out = io.StringIO()
     show_header(Console(file=out), tmp_path, first_step=20)

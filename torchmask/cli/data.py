@@ -34,11 +34,17 @@ def add_data_verb(verbs: Any, debug: argparse.ArgumentParser) -> None:
     build = own.add_parser(
         "build",
         parents=[place],
-        description="Tokenise and pack a configuration's data now, so that runs start at once.",
+        description="Tokenise and pack a configuration's data now, so that runs start at once. What is there is "
+        "checked byte by byte, and made again where it is damaged.",
     )
     build.add_argument("--config", required=True, metavar="NAME|PATH", help="built-in name or YAML file")
     build.add_argument("--trust", action="append", default=[], metavar="MODULE", help="allow components of MODULE")
-    build.add_argument("--num-workers", type=int, metavar="N", help="processes that tokenise (default: the cores)")
+    build.add_argument(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="processes that tokenise (default: the data set's num_workers, else the cores)",
+    )
     build.add_argument(
         "recipe_and_overrides",
         nargs="*",
@@ -82,26 +88,32 @@ def build(
 ) -> int:
     """Makes the entries that a run of this configuration with `dataset.cache=true` will open.
 
+    Those that are there are read and compared with their checksums; damaged ones are built again.
+
     Args:
         config: built-in name or YAML file.
         words: the recipe's name, if given, and overrides.
         cache: the cache's folder; None = the configuration's own, else the usual one.
-        num_workers: processes that tokenise; None = as many as there are cores.
+        num_workers: processes that tokenise; None = as the data set's own key says, else as many as there are cores.
         trust: modules whose components are allowed.
     """
     from torchmask.cli.open_config import open_config
+    from torchmask.data.cache import every_byte_checked
     from torchmask.data.report import format_ledger
 
     opened = open_config(config, words, trust=trust)
-    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     for part in [opened, *([opened.validation()] if opened.values.get("dataset_val") else [])]:
-        own = part.values[part.key].get("cache")
+        component = part.values[part.key]
+        own = component.get("cache")
+        given = (num_workers, component.get("num_workers"), _num_cores())
+        workers = next(number for number in given if number is not None)
         began = time.perf_counter()
-        samples = part.build_samples(part.tokenizer, cache=cache or own or True, num_workers=workers)
-        if samples.home is None:
-            message = f"{part.values[part.key]['_component_']} takes no `cache`, so nothing can be kept"
-            raise ConfigError("C09", message, where=part.key, fix="use a data set builder of torchmask.data")
-        packs = part.pack(samples)
+        with every_byte_checked():
+            samples = part.build_samples(part.tokenizer, cache=cache or own or True, num_workers=workers)
+            if samples.home is None:
+                message = f"{component['_component_']} takes no `cache`, so nothing can be kept"
+                raise ConfigError("C09", message, where=part.key, fix="use a data set builder of torchmask.data")
+            packs = part.pack(samples)
         print(format_ledger(packs.report, title=part.key))
         print(f"  kept in {samples.home} ({time.perf_counter() - began:.1f} s)")
         if not own:
@@ -219,6 +231,10 @@ def _as_json(entry: "Listed", problem: str | None) -> dict[str, Any]:
         "problem": problem,
         "facts": entry.facts,
     }
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _size(num_bytes: float) -> str:

@@ -57,9 +57,10 @@ def entry_point() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _write_nowhere()
-    if code != 0 and "TORCHELASTIC_RUN_ID" in os.environ:
-        # A worker of several that gave up: gloo's threads still wait for the others, and the orderly way out would
-        # end in an abort ("terminate called without an active exception") one time in three.
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # A worker of several: gloo's threads may still wait for the others, and the orderly way out would end in an
+        # abort ("terminate called without an active exception"), one time in three where the worker gave up and now
+        # and then where all is done.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

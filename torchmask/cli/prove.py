@@ -94,10 +94,10 @@ def lay_out(data: DataConfig, samples: Samples) -> list[Layout]:
     if strategy == "split":  # cuts at row ends, so each layout would cut elsewhere
         options["over_length"] = "split" if data.packing["over_length"] == "error" else data.packing["over_length"]
     flat = "best_fit" if strategy in ("none", "split") else strategy
-    single = data.pack(samples, strategy="none", share_prefixes=False, **options)
+    unshared = {**options, "share_prefixes": False, "max_share": None}
     layouts = [
-        Layout("one a row", single),
-        Layout("flat", data.pack(samples, strategy=flat, share_prefixes=False, **options)),
+        Layout("one a row", data.pack(samples, strategy="none", **unshared)),
+        Layout("flat", data.pack(samples, strategy=flat, **unshared)),
     ]
     try:
         tree = flat if flat in ("best_fit", "first_fit") else "best_fit"

@@ -45,9 +45,9 @@ class Ending:
     is_echo: bool = False
 
 
-def report(error: BaseException, *, debug: bool = False) -> int:
+def report(error: BaseException, *, debug: bool = False, trains: bool = True) -> int:
     """Prints how a command ended (a worker leaves it to its launcher) and returns the exit code."""
-    ending = describe(error, debug=debug)
+    ending = describe(error, debug=debug, trains=trains)
     if worker.is_worker():
         worker.leave_ending(ending.exit_code, ending.id, ending.text, is_echo=ending.is_echo)
     elif ending.text:
@@ -61,16 +61,22 @@ def print_text(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def describe(error: BaseException, *, debug: bool = False) -> Ending:
-    """The exit code and the text of an exception."""
+def describe(error: BaseException, *, debug: bool = False, trains: bool = True) -> Ending:
+    """The exit code and the text of an exception.
+
+    Args:
+        error: what was raised.
+        debug: with its trace.
+        trains: the command is one that trains, and has checkpoints to speak of.
+    """
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         return Ending(code, "", str(error.code) if isinstance(error.code, str) else "")
     if isinstance(error, BrokenPipeError):
         return Ending(ExitCode.DONE, "", "")
     if isinstance(error, KeyboardInterrupt):
-        text = "stopped at once; the last checkpoint stands      (exit 130)"
-        return Ending(ExitCode.INTERRUPTED, "R06", text)
+        what = "the last checkpoint stands" if trains else "what was under way is not done"
+        return Ending(ExitCode.INTERRUPTED, "R06", f"stopped at once; {what}      (exit 130)")
     trace = "".join(traceback.format_exception(error)) if debug else ""
     known = error if isinstance(error, TorchmaskError) else _translate(error)
     if known is None:

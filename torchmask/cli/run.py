@@ -5,10 +5,8 @@ is checked first (no torch needed for that), then torch's elastic launcher start
 """
 
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,8 +14,9 @@ from typing import Any
 
 from torchmask.cli import worker
 from torchmask.cli.catalog import find_config, find_recipe
+from torchmask.cli.stopping import stop_when_asked
 from torchmask.config.built_in import built_in_folder
-from torchmask.errors import ConfigError, StopRequested
+from torchmask.errors import ConfigError
 
 USAGE = """\
 usage: torchmask run [TORCHRUN-OPTIONS] RECIPE --config NAME|PATH [key=value ...] [~key ...]
@@ -47,6 +46,9 @@ TORCHRUN_FLAGS = (
 """Torchrun's options that take no value; the others take one. A test compares them with torch's own parser."""
 
 _NOT_FOR_RECIPES = ("module", "no-python", "run-path")
+# Until the recipe handles signals itself.
+_STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+_BEFORE_TRAINING = "while not training; what was saved before stands"
 _OWN_OPTIONS = ("--config", "--trust", "--debug", "--help")
 
 
@@ -85,7 +87,7 @@ def run(words: Sequence[str]) -> int:
     request = parse(words)
     if worker.is_worker():
         return _run_as_worker(request)
-    with stop_before_start():
+    with stop_when_asked(_BEFORE_TRAINING, signals=_STOP_SIGNALS):
         if request.torchrun_options:
             from torchmask.cli.launch import launch
 
@@ -192,7 +194,7 @@ def _run_as_worker(request: Request) -> int:
     if same_end is not None:
         worker.leave_ending(same_end.exit_code, same_end.id, same_end.text)
         return same_end.exit_code
-    with stop_before_start():
+    with stop_when_asked(_BEFORE_TRAINING, signals=_STOP_SIGNALS):
         run_here(request)
     worker.leave_ending(0)
     return 0
@@ -210,28 +212,6 @@ def _end_that_would_repeat() -> worker.WorkerEnding | None:
     if repeating or (stopped and len(stopped) == len(endings)):
         return (repeating or stopped)[0]
     return None
-
-
-@contextmanager
-def stop_before_start() -> Iterator[None]:
-    """While the recipe does not handle signals itself, one that asks to stop ends the run as stopped."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise StopRequested(
-            "R04", f"stopped by {signal.Signals(number).name} while not training; what was saved before stands"
-        )
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    try:
-        before = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:  # not the main thread (tests, notebooks): signals go elsewhere
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Surviving:

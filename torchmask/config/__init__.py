@@ -12,7 +12,7 @@ Names are resolved on first use: a recipe that only wants `Component` does not p
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchmask.config.components import Component, component, instantiate
+    from torchmask.config.components import Component, component, instantiate, prepare
     from torchmask.config.load import Checked, load_config
     from torchmask.config.schema import load_recipe
     from torchmask.config.trust import Trust, trust_for_this_process
@@ -28,6 +28,7 @@ __all__ = [
     "instantiate",
     "load_config",
     "load_recipe",
+    "prepare",
     "trust_for_this_process",
 ]
 
@@ -41,6 +42,7 @@ _HOMES = {
     "instantiate": "torchmask.config.components",
     "load_config": "torchmask.config.load",
     "load_recipe": "torchmask.config.schema",
+    "prepare": "torchmask.config.components",
     "trust_for_this_process": "torchmask.config.trust",
 }
 

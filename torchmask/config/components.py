@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from torchmask.config import signatures
@@ -55,6 +56,15 @@ def instantiate(component: Component, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ConfigError: C06, C07 for a name that is unknown or not allowed, C08 for arguments that do not fit.
     """
+    return prepare(component, *args, **kwargs)()
+
+
+def prepare(component: Component, *args: Any, **kwargs: Any) -> partial[Any]:
+    """The call that `instantiate` would make, not made yet: its function, `args` and the component's own arguments.
+
+    Raises:
+        ConfigError: as `instantiate`.
+    """
     dotpath = component.get("_component_")
     if not isinstance(dotpath, str):
         raise ConfigError("C06", f"no `_component_` in {component!r}")
@@ -71,7 +81,7 @@ def instantiate(component: Component, *args: Any, **kwargs: Any) -> Any:
         ) from error
     except ValueError:  # a builtin without a signature: the call itself will tell
         pass
-    return target(*args, **own, **kwargs)
+    return partial(target, *args, **own, **kwargs)
 
 
 def _build(value: Any) -> Any:

@@ -24,17 +24,20 @@ FILE_SUFFIXES = (
 FOLDER_KEYS = ("folder", "checkpoint_dir")
 """So does any value of these keys, which take nothing else."""
 
+MADE_KEYS = ("output_dir", "log_dir", "cache")
+"""Keys that end in one of these name what a run makes."""
+
 
 def missing_files(node: Node, *, path: str = "", output_dir: str | None = None) -> list[ConfigError]:
     """A problem for each file or folder that is named below `node` and does not exist.
 
-    Not looked at: keys that end in `output_dir` or `log_dir`, values below `output_dir`, and names on the Hub.
+    Not looked at: keys of `MADE_KEYS`, values below `output_dir`, and names on the Hub.
     """
     problems = []
     for parts, child in node.walk():
         key = ".".join([path, *parts] if path else parts)
         value = child.value
-        if not isinstance(value, str) or key.endswith(("output_dir", "log_dir", "_component_")):
+        if not isinstance(value, str) or key.endswith((*MADE_KEYS, "_component_")):
             continue
         if output_dir and Path(value).is_relative_to(output_dir):
             continue

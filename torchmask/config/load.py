@@ -146,6 +146,9 @@ def _check_keys(root: Node, fields: dict[str, Field], *, path: str, config: Path
             del root.value[key]
         elif field.section is not None and isinstance(node.value, dict):
             problems += _check_keys(node, field.section, path=f"{full}.", config=config)
+        elif field.items is not None and isinstance(node.value, list):
+            for i, item in _mappings(node):
+                problems += _check_keys(item, field.items, path=f"{full}.{i}.", config=config)
         else:
             _fit_scalar(node, field)
             if field.default and isinstance(node.value, dict) and "_component_" not in node.value:
@@ -158,6 +161,11 @@ def _check_keys(root: Node, fields: dict[str, Field], *, path: str, config: Path
         fix = f"add it to the file, or {cure} to the command line"
         problems.append(ConfigError("C05", message, where=str(config) if not path else root.place, fix=fix))
     return problems
+
+
+def _mappings(node: Node) -> list[tuple[int, Node]]:
+    """The items of a list that are mappings, with their places; the types of others are found wrong later."""
+    return [(i, item) for i, item in enumerate(node.value) if isinstance(item.value, dict)]
 
 
 def _text_keys(fields: dict[str, Field], path: str = "") -> list[str]:
@@ -196,6 +204,9 @@ def _check_components(root: Node, fields: dict[str, Field], trust: Trust, *, pat
             continue
         if field.section is not None and isinstance(node.value, dict):
             problems += _check_components(node, field.section, trust, path=f"{path}{key}.")
+        elif field.items is not None and isinstance(node.value, list):
+            for i, item in _mappings(node):
+                problems += _check_components(item, field.items, trust, path=f"{path}{key}.{i}.")
         elif isinstance(node.value, dict) and "_component_" in node.value:
             problems += check_component(node, trust, path=f"{path}{key}", given=field.given)
         elif field.is_component and isinstance(node.value, dict):
@@ -213,16 +224,16 @@ def _drop_wrong_types(schema: Schema, root: Node) -> list[TorchmaskError]:
     try:
         OmegaConf.merge(structured, root.plain())
         return []
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, TypeError):  # the latter for a mapping in place of a list
         pass
     problems: list[TorchmaskError] = []
     for path, node, field in _leaves(root, schema.fields):
         value: Any = node.plain()
         for key in reversed(path):
-            value = {key: value}
+            value = [value] if key.isdecimal() else {key: value}  # of a list's items, this one alone
         try:
             OmegaConf.merge(structured, value)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:
             problems.append(_type_problem(error, path, node, field))
             root.drop(path)
     return problems
@@ -263,12 +274,15 @@ def _leaves(
             continue
         if field.section is not None and isinstance(node.value, dict):
             found += _leaves(node, field.section, (*path, key))
+        elif field.items is not None and isinstance(node.value, list) and len(_mappings(node)) == len(node.value):
+            for i, item in _mappings(node):
+                found += _leaves(item, field.items, (*path, key, str(i)))
         else:
             found.append(((*path, key), node, field))
     return found
 
 
-def _type_problem(error: OmegaConfBaseException, path: tuple[str, ...], node: Node, field: Field) -> ConfigError:
+def _type_problem(error: Exception, path: tuple[str, ...], node: Node, field: Field) -> ConfigError:
     name = ".".join(path)
     shown = node.text if node.text is not None else node.plain()
     if "no viable alternative" in str(error) or "mismatched input" in str(error) or "token recognition" in str(error):
@@ -281,6 +295,7 @@ def _type_problem(error: OmegaConfBaseException, path: tuple[str, ...], node: No
         fix = f"choose one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
         return ConfigError("C03", f"'{name}'{meaning} is {shown!r}", where=node.place, fix=fix)
     wanted = "a mapping" if field.section is not None else field.annotation
+    wanted = f"a list of {', '.join(field.items)}" if field.items is not None else wanted
     return ConfigError("C03", f"'{name}'{meaning} wants {wanted}, got {shown!r}", where=node.place)
 
 

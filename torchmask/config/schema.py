@@ -50,6 +50,7 @@ class Field:
         is_component: declared as `Component`.
         given: what the recipe passes when it builds the component.
         section: the fields below, for a nested dataclass.
+        items: the fields of each item, for a list of a dataclass.
         default: of a component: what is built when nothing is said, or None.
     """
 
@@ -60,6 +61,7 @@ class Field:
     is_component: bool = False
     given: tuple[str, ...] = ()
     section: dict[str, "Field"] | None = None
+    items: dict[str, "Field"] | None = None
     default: dict[str, Any] | None = None
 
 
@@ -151,8 +153,8 @@ def _execute_light_part(tree: ast.Module, recipe: Path) -> type | None:
 def _dataclasses_in(config_class: type) -> list[type]:
     found = [config_class]
     for hint in typing.get_type_hints(config_class).values():
-        section = _section_class(hint)
-        found += _dataclasses_in(section) if section else []
+        for part in (_section_class(hint), _item_class(hint)):
+            found += _dataclasses_in(part) if part else []
     return found
 
 
@@ -196,6 +198,11 @@ def _section_class(hint: Any) -> type | None:
     return None
 
 
+def _item_class(hint: Any) -> type | None:
+    """The dataclass of a list of them (`list[Source]`), or None."""
+    return _section_class(typing.get_args(hint)[0]) if typing.get_origin(hint) is list else None
+
+
 def _fields(
     config_class: type, classes: dict[str, ast.ClassDef], comments: dict[int, tuple[bool, str]]
 ) -> dict[str, Field]:
@@ -213,7 +220,7 @@ def _fields(
         annotation = (
             ast.unparse(item.annotation) if item else getattr(hints[entry.name], "__name__", str(hints[entry.name]))
         )
-        section = _section_class(hints[entry.name])
+        section, item_class = _section_class(hints[entry.name]), _item_class(hints[entry.name])
         default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else None
         missing = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         fields[entry.name] = Field(
@@ -224,6 +231,7 @@ def _fields(
             is_component="Component" in annotation.replace("|", " ").split() or "given" in entry.metadata,
             given=tuple(entry.metadata.get("given", ())),
             section=_fields(section, classes, comments) if section else None,
+            items=_fields(item_class, classes, comments) if item_class else None,
             default=default if isinstance(default, dict) and "_component_" in default else None,
         )
     return fields

@@ -11,7 +11,7 @@ import functools
 import importlib.machinery
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 POSITIONAL, KEYWORD_ONLY, VAR_POSITIONAL, VAR_KEYWORD = "positional", "keyword-only", "*", "**"
@@ -184,7 +184,7 @@ def _find_in(module: _Module, names: list[str], folders: tuple[str, ...], hops: 
                 if (alias.asname or alias.name) == names[0] and not found:
                     found = _follow(".".join([source, alias.name, *names[1:]]), folders, hops + 1)
         elif isinstance(node, ast.FunctionDef) and [node.name] == names:
-            found = Definition(module.name, node.name, _function_parameters(node, skip_first=False))
+            found = Definition(module.name, node.name, _with_taken_options(node, module, folders, hops))
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):  # `new_name = old_name`
             if [ast.unparse(target) for target in node.targets] == [names[0]] and node.value.id != names[0]:
                 found = _find_in(module, [node.value.id, *names[1:]], folders, hops + 1)
@@ -268,6 +268,24 @@ def _dataclass_parameters(
         kind = KEYWORD_ONLY if keyword_only else POSITIONAL
         parameters[item.target.id] = Parameter(item.target.id, kind, has_default, item.annotation)
     return tuple(parameters.values())
+
+
+def _with_taken_options(
+    node: ast.FunctionDef, module: _Module, folders: tuple[str, ...], hops: int
+) -> tuple[Parameter, ...] | None:
+    """The parameters of a function; with `@takes(Options)` the fields of that dataclass in place of the second one.
+
+    So are the data set builders written (`torchmask.data.builder_options`).
+    """
+    parameters = _function_parameters(node, skip_first=False)
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).split(".")[-1] == "takes":
+            options = _base(ast.unparse(decorator.args[0]), module, folders, hops) if decorator.args else None
+            if parameters is None or options is None or options.parameters is None:
+                return None
+            shared = [replace(parameter, kind=KEYWORD_ONLY) for parameter in options.parameters]
+            parameters = (parameters[0], *parameters[2:], *shared)
+    return parameters
 
 
 def _function_parameters(node: ast.FunctionDef, *, skip_first: bool) -> tuple[Parameter, ...] | None:

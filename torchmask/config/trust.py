@@ -36,6 +36,7 @@ BUILDING_BLOCKS = (
 """Packages whose classes and functions every configuration may name."""
 
 NO_BLOCKS = (
+    "torchmask.data.build_lock",
     "torchmask.data.cache",
     "torchmask.data.cached_rows",
     "torchmask.data.fingerprints",
@@ -44,6 +45,7 @@ NO_BLOCKS = (
     "torchmask.data.workers",
     "torchmask.models.export",
     "torchmask.models.weights",
+    "torchmask.tokenizers.saving",
     "torchmask.training.checkpoint",
     "torchmask.training.loss_curve",
     "torchmask.training.metrics",

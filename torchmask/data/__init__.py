@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from torchmask.data.rendering import render_conversation, render_prompt, render_raw, render_text
     from torchmask.data.report import format_ledger
     from torchmask.data.rows import Row
-    from torchmask.data.sample import Sample, Samples, SamplesBuilder
+    from torchmask.data.sample import Sample, Samples
+    from torchmask.data.sample_builder import SamplesBuilder
     from torchmask.data.serving import serving_mismatch
     from torchmask.data.sources import open_source
     from torchmask.data.spans import SpanRule
     from torchmask.data.squad import squad_conversation, squad_rows
-    from torchmask.data.streaming import PackedStream, StreamPart
+    from torchmask.data.stream_parts import StreamPart, stream_part
+    from torchmask.data.streaming import PackedStream
     from torchmask.data.text_builders import segments_dataset, text_completion_dataset, tokenized_dataset
     from torchmask.data.view import write_masks_html
 
@@ -72,6 +74,7 @@ __all__ = [
     "squad_conversation",
     "squad_dataset",
     "squad_rows",
+    "stream_part",
     "text_completion_dataset",
     "tokenized_dataset",
     "write_masks_html",
@@ -90,11 +93,13 @@ _MODULES = {
     "rendering": ("render_conversation", "render_prompt", "render_raw", "render_text"),
     "report": ("format_ledger",),
     "rows": ("Row",),
-    "sample": ("Sample", "Samples", "SamplesBuilder"),
+    "sample": ("Sample", "Samples"),
+    "sample_builder": ("SamplesBuilder",),
     "serving": ("serving_mismatch",),
     "sources": ("open_source",),
     "spans": ("SpanRule",),
-    "streaming": ("PackedStream", "StreamPart"),
+    "stream_parts": ("StreamPart", "stream_part"),
+    "streaming": ("PackedStream",),
     "squad": ("squad_conversation", "squad_rows"),
     "text_builders": ("segments_dataset", "text_completion_dataset", "tokenized_dataset"),
     "view": ("write_masks_html",),

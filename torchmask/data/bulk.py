@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from torchmask.data.formats import Conversation
-from torchmask.data.masks import finish_chat, speaks_in_part, table_of
+from torchmask.data.masks import finish_chat, table_of
 from torchmask.data.policy import LOSS, RULE, MaskPolicy, stop_weight, turn_weights
 from torchmask.data.rendering import documents_of
 from torchmask.data.serving import lost_text, writing
+from torchmask.data.spans import speaks_in_part
 from torchmask.errors import DataError
 from torchmask.messages import Message, Piece, RenderedBatch, TokenKind
 
@@ -84,10 +85,10 @@ class Bulk:
                 sketch: Written | None = self._tokenizer.sketch(conversation.messages)
                 if sketch is not None:
                     return sketch
-            if self._is_native:  # writes every text as given, whichever turns are trained
-                native: list[Piece] = self._tokenizer.write(conversation.messages, conversation.tools)
-                return native
             one = writing(conversation, self._policy)
+            if self._is_native:  # written alike whichever turns are trained, but Qwen 3 drops thinking
+                native: list[Piece] = self._tokenizer.write(conversation.messages, conversation.tools)
+                return native if lost_text(native, one.messages) is None else None
             pieces: list[Piece] = self._tokenizer.write(one.messages, conversation.tools, **one.options)
         except DataError:  # said again, with all that is to be said of it, when it goes alone
             return None

@@ -8,32 +8,43 @@ built again, with a message: the cache may cost time but never an answer.
 
 import functools
 import inspect
-import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torchmask.data.build_lock import build_lock, failure_since, leave_failure
 from torchmask.data.eos import EosPolicy
 from torchmask.data.fingerprints import file_facts, key_of, plain, version_facts
 from torchmask.data.hub import hub_identity
-from torchmask.data.mapped import Arrays, Damaged, open_mapped, read_facts, sync_folder, write_mapped
+from torchmask.data.mapped import (
+    Arrays,
+    Damaged,
+    believe,
+    is_believed,
+    open_mapped,
+    read_facts,
+    sync_folder,
+    verify,
+    write_mapped,
+)
 from torchmask.data.sample import Samples
 from torchmask.data.sources import find_files
-from torchmask.errors import ConfigError, DataError, EnvironmentFault, TorchmaskError
+from torchmask.errors import ConfigError, EnvironmentFault, StopRequested, TorchmaskError
 
 WAIT_SECONDS = 2 * 60 * 60
 """How long a process waits for another one that builds what it needs."""
 
 _log = logging.getLogger("torchmask.cache")
-_COLUMNS = ("tokens", "mask", "weights", "rules", "offsets", "stops", "source_rows", "source_ids")
+_COLUMNS = ("tokens", "mask", "weights", "rules", "offsets", "stops", "source_rows", "source_ids", "unmatched")
 _NOT_OF_THE_DATA = ("cache", "num_workers", "source", "data_files", "split", "name", "streaming")
-_KINDS: dict[str, type[TorchmaskError]] = {kind.__name__: kind for kind in (ConfigError, DataError, EnvironmentFault)}
+_checks_every_byte: ContextVar[bool] = ContextVar("checks_every_byte", default=False)
 
 
 def cache_root(cache: bool | str | os.PathLike[str] = True) -> Path:
@@ -177,18 +188,21 @@ def cached_arrays(
     if found is not None:
         return found
     _make_folder(folder.parent)
-    with _lock(folder, wait_seconds) as failure:
+    with build_lock(folder, wait_seconds) as since:
         found = _open(folder, say=True)
         if found is not None:
             return found
+        note = folder.with_name(f"{key}.failed")
+        failure = failure_since(note, since)
         if failure is not None:
             raise failure
-        note = folder.with_name(f"{key}.failed")
         note.unlink(missing_ok=True)
         try:
             arrays, header = build()
+        except StopRequested:  # this process was asked to, and those that wait were not
+            raise
         except TorchmaskError as error:
-            _leave_failure(note, error)
+            leave_failure(note, error)
             raise
         _write(folder, arrays, {"key": key, "facts": dict(facts), "header": header, "made": time.time()})
         found = _open(folder, say=True)
@@ -203,11 +217,24 @@ def _open(folder: Path, *, say: bool) -> Entry | None:
     try:
         arrays, facts = open_mapped(folder)
         header = facts["header"]
+        if _checks_every_byte.get() or not is_believed(folder):
+            verify(folder)
+            believe(folder)
     except (Damaged, KeyError) as error:
         if say:
             _log.warning("cache entry %s is damaged (%s): it is built again", folder, error)
         return None
     return Entry(folder, arrays, header)
+
+
+@contextmanager
+def every_byte_checked() -> Iterator[None]:
+    """Within it, entries are read and compared with their checksums whenever they are opened."""
+    token = _checks_every_byte.set(True)
+    try:
+        yield
+    finally:
+        _checks_every_byte.reset(token)
 
 
 def _make_folder(folder: Path) -> None:
@@ -242,70 +269,9 @@ def _write(folder: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
         )
         fix = "make room (`torchmask data rm`), set TORCHMASK_CACHE to another disk, or cache: false"
         raise EnvironmentFault("K02", message, where=str(folder), fix=fix) from error
-
-
-@contextmanager
-def _lock(folder: Path, wait_seconds: float) -> Iterator[TorchmaskError | None]:
-    """Holds the entry's lock; gives the error of a builder that failed while we waited for it.
-
-    The system gives the lock of a process that dies to the next one, which then builds. Where the file system knows no
-    locks, two processes may do the same work; the entry of the last one stays, and both are whole.
-    """
-    import fcntl
-
-    began, told = time.monotonic(), False
-    with open(folder.with_name(f"{folder.name}.lock"), "a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                _log.warning("no locks in %s (%s): other processes may build the same data", folder.parent, error)
-                break
-            waited = time.monotonic() - began
-            if waited > wait_seconds:
-                message = f"waited {waited:.0f} s for {_holder(file)}, which builds this data"
-                fix = "run `torchmask data build` beforehand, or end that process if it hangs"
-                raise EnvironmentFault("R10", message, where=str(folder), fix=fix)
-            if not told and waited > 1:
-                told = True
-                _log.warning("waiting for %s, which tokenises the same data (%s)", _holder(file), folder)
-            time.sleep(0.05)
-        try:
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield _failure_since(folder.with_name(f"{folder.name}.failed"), time.time() - (time.monotonic() - began))
-        finally:
-            file.seek(0)
-            file.truncate()
-
-
-def _holder(file: Any) -> str:
-    file.seek(0)
-    return file.read(200) or "another process"
-
-
-def _leave_failure(note: Path, error: TorchmaskError) -> None:
-    """Tells the processes that wait what went wrong, so that they need not find out again."""
-    values = {k: getattr(error, k) for k in ("id", "message", "where", "fix", "excerpt")}
-    kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "DataError")
-    with suppress(OSError):
-        note.write_text(json.dumps({"kind": kind, "time": time.time(), **values}), encoding="utf-8")
-
-
-def _failure_since(note: Path, began: float) -> TorchmaskError | None:
-    try:
-        said = json.loads(note.read_text(encoding="utf-8"))
-        if said.pop("time") < began:
-            return None
-        kind = _KINDS[said.pop("kind")]
-        return kind(said.pop("id"), said.pop("message"), **said)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except BaseException:  # a stop that was asked for
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True)

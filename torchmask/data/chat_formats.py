@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from torchmask.data.formats import ColumnMap, Conversation, is_list_of_objects, text_at, unknown_layout
+from torchmask.data.formats import (
+    ColumnMap,
+    Conversation,
+    is_list_of_objects,
+    text_at,
+    unknown_layout,
+    with_system_column,
+)
+from torchmask.data.reasoning import TYPES, read_reasoning, reasoning_part
 from torchmask.data.row_flags import read_flags, read_train_detail
 from torchmask.data.rows import Row, RowError, show_value
 from torchmask.messages import ROLES, Message, said_weight
@@ -30,11 +38,13 @@ _SHAREGPT_ROLES = {
 def openai_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversation:
     """OpenAI's `messages` of `role` and `content`, with `tool_calls`, and `weight` 0 for an answer not to learn.
 
-    `train: false` and torchtune's `masked: true` say the same. `tools` may hold the tools' descriptions.
+    `train: false` and torchtune's `masked: true` say the same. `tools` may hold the tools' descriptions, `system` a
+    system prompt for rows whose messages begin with none.
     """
     column = (column_map or {}).get("messages", "messages")
     messages = openai_messages(row, column, column_map)
-    return check_order(Conversation(messages, tools_of(row, column_map)), row, column)
+    conversation = check_order(Conversation(messages, tools_of(row, column_map)), row, column)
+    return with_system_column(conversation, row, column_map)
 
 
 def openai_messages(row: Row, column: str, column_map: ColumnMap | None = None) -> list[Message]:
@@ -44,11 +54,15 @@ def openai_messages(row: Row, column: str, column_map: ColumnMap | None = None) 
 
 
 def sharegpt_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversation:
-    """ShareGPT's `conversations` of `from` and `value`: system, human, gpt, function_call, observation, tool."""
+    """ShareGPT's `conversations` of `from` and `value`: system, human, gpt, function_call, observation, tool.
+
+    `tools` and `system` are as in `openai_format`.
+    """
     column = (column_map or {}).get("conversations", "conversations")
     turns = _turns(row, column, "conversations", column_map)
     messages = [_sharegpt_message(turn, f"{column}[{i}]", row) for i, turn in enumerate(turns)]
-    return check_order(Conversation(messages, tools_of(row, column_map)), row, column)
+    conversation = check_order(Conversation(messages, tools_of(row, column_map)), row, column)
+    return with_system_column(conversation, row, column_map)
 
 
 def chat_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversation:
@@ -66,7 +80,7 @@ def chat_format(row: Row, *, column_map: ColumnMap | None = None) -> Conversatio
     turns = row.values[column]
     first = turns[0] if isinstance(turns, list) and turns else {}
     is_sharegpt = isinstance(first, Mapping) and "from" in first and "role" not in first
-    rest = {key: value for key, value in names.items() if key == "tools"}
+    rest = {key: value for key, value in names.items() if key in ("tools", "system")}
     if is_sharegpt:
         return sharegpt_format(row, column_map={**rest, "conversations": column})
     return openai_format(row, column_map={**rest, "messages": column})
@@ -135,8 +149,13 @@ def _openai_message(turn: Mapping[str, Any], path: str, row: Row) -> Message:
     content = turn.get("content") if calls else _field(turn, "content", path, row)
     if calls and content is None:
         content = ""  # OpenAI's own form of an answer that only calls a tool
-    content = _content(content, f"{path}.content", row)
+    content, thought = _content(content, f"{path}.content", row, is_answer=role == "assistant")
     message = Message(role, content, tool_calls=calls, **_of_turn(turn, path, row))
+    said = read_reasoning(turn, message.text, path, row, is_answer=role == "assistant")
+    if said and thought:
+        raise RowError("D08", "wrong_type", f"{path} has reasoning in its content and beside it", where=row.where,
+                       fix="say it once")  # fmt: skip
+    message.reasoning = said or thought
     message.train_detail = read_train_detail(turn, message.text, path, row)
     return message
 
@@ -145,32 +164,42 @@ def _sharegpt_message(turn: Mapping[str, Any], path: str, row: Row) -> Message:
     speaker = _field(turn, "from", path, row)
     role = _role(speaker, _SHAREGPT_ROLES, f"{path}.from", row)
     text = text_at(_field(turn, "value", path, row), f"{path}.value", row)
+    thought = read_reasoning(turn, text, path, row, is_answer=role == "assistant")
     if speaker != "function_call":
         detail = read_train_detail(turn, text, path, row)
-        return Message(role, text, train_detail=detail, **_of_turn(turn, path, row))
+        return Message(role, text, train_detail=detail, reasoning=thought, **_of_turn(turn, path, row))
     calls = _parse_json(text, f"{path}.value", row)
     calls = [{"function": call} for call in (calls if isinstance(calls, list) else [calls])]
     calls = _tool_calls(calls, f"{path}.value", row)
-    return Message(role, "", tool_calls=calls, **_of_turn(turn, path, row))
+    return Message(role, "", tool_calls=calls, reasoning=thought, **_of_turn(turn, path, row))
 
 
-def _content(content: Any, path: str, row: Row) -> str | list[dict[str, Any]]:
-    """A text, or a list of text parts `{"type": "text", "text": ...}` (torchtune writes the text under `content`)."""
+def _content(
+    content: Any, path: str, row: Row, *, is_answer: bool
+) -> tuple[str | list[dict[str, Any]], str | dict[str, Any] | None]:
+    """A text, or a list of text parts `{"type": "text", "text": ...}` (torchtune writes the text under `content`).
+
+    The first part of an answer may be its reasoning, which is told apart.
+    """
     if not isinstance(content, list):
-        return text_at(content, path, row)
-    parts = []
+        return text_at(content, path, row), None
+    parts: list[dict[str, Any]] = []
+    thought: str | dict[str, Any] | None = None
     for i, part in enumerate(content):
         here = f"{path}[{i}]"
         if not isinstance(part, Mapping):
             message = f"{here} is {show_value(part)}, expected a content part"
             raise RowError("D08", "wrong_type", message, where=row.where, fix="mend the row")
+        if i == 0 and is_answer and part.get("type") in TYPES:
+            thought = reasoning_part(part, here, row)
+            continue
         if part.get("type", "text") != "text":
             message = f"{here} is of type {part['type']!r}; only text can be trained on"
             raise RowError("D08", "wrong_type", message, where=row.where, fix="remove the part or the row")
         read_flags(part, here, row)
         key = "text" if "text" in part else "content"
         parts.append({**part, "type": "text", "text": text_at(part.get(key), f"{here}.{key}", row)})
-    return parts
+    return parts, thought
 
 
 def _tool_calls(calls: Any, path: str, row: Row) -> list[dict[str, Any]]:

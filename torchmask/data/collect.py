@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchmask.data.bulk import Bulk, Documents
+from torchmask.data.choices import check_max_rows
 from torchmask.data.formats import Conversation, Format
 from torchmask.data.policy import MaskPolicy
 from torchmask.data.rendering import Document
 from torchmask.data.rows import BadRows, Filter, Row, RowError, keep_rows
-from torchmask.data.sample import Samples, SamplesBuilder
+from torchmask.data.sample import Samples
+from torchmask.data.sample_builder import SamplesBuilder
 from torchmask.data.workers import in_threads, in_workers
 from torchmask.errors import DataError
 
@@ -56,9 +58,11 @@ def collect(
 
     Raises:
         RowError: bad rows, by `bad`.
+        ConfigError: C13, `max_rows` or `num_workers` is below 0.
         DataError: no row is left (D05).
         WorkerLost: D19, a worker was killed.
     """
+    check_max_rows(max_rows)
     store, num_rows = SamplesBuilder(eos=policy.eos), 0
     kept = keep_rows(rows, filter_fn, lambda row: store.skip("filtered", row.where))
     job = _Job(parse, render, policy, stops_at_error=bad.on_bad_row == "error")
@@ -253,9 +257,10 @@ def _append(store: SamplesBuilder, row: Row, documents: Sequence[Document]) -> N
             num_straddlers=rendered.num_straddlers + decision.straddlers,
             rules=decision.rules,
             rule_names=decision.rule_names,
+            unmatched=decision.is_unmatched,
         )
-        for name, places, tokens in decision.spans:
-            store.count_span(name, places=places, tokens=tokens, where=row.where)
+        for found in decision.spans:
+            store.count_span(found.name, places=found.places, tokens=found.tokens, where=row.where)
 
 
 def _rendered(render: Render, conversation: Conversation, row: Row) -> Sequence[Document]:

@@ -6,12 +6,11 @@ stop tokens it has and which of them are targets (edges E1 and E4 of docs/packin
 them (E2 to E6). Stop tokens are known by their place, never by their id: EOS and end of turn may be one id.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from torchmask.data.choices import choose
+from torchmask.data.choices import WEIGHT_RANGE, choose, is_number, is_weight
 from torchmask.errors import ConfigError
 
 Append = Literal["auto", "always", "never", "virtual"]
@@ -68,8 +67,9 @@ class EosPolicy:
         choose("eos.on_truncate", self.on_truncate, get_args(OnTruncate))
         for name in ("weight", "boundary_weight"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ConfigError("C09", f"eos.{name} is {value!r}", fix="give a finite number; 0 is not trained")
+            if not is_number(value) or not is_weight(value):
+                fix = f"give a finite number ({WEIGHT_RANGE}); 0 is not trained"
+                raise ConfigError("C09", f"eos.{name} is {value!r}", fix=fix)
         if self.boundary_loss == "train":
             if self.train_on_eos == "none" or self.weight == 0:
                 untrained = "train_on_eos is none" if self.train_on_eos == "none" else "eos.weight is 0"

@@ -59,7 +59,7 @@ def version_facts() -> dict[str, str]:
     """What makes samples besides data and options: this package's version and the code that turns rows into tokens."""
     digest = hashlib.sha256()
     package = Path(torchmask.__file__).parent
-    for path in sorted([*package.glob("data/*.py"), *package.glob("tokenizers/*.py"), package / "messages.py"]):
+    for path in sorted([*package.glob("data/*.py"), *package.glob("tokenizers/**/*.py"), package / "messages.py"]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return {"torchmask": torchmask.__version__, "code": digest.hexdigest()[:16]}
 

@@ -99,17 +99,62 @@ def instruct_format(row: Row, *, column_map: ColumnMap | None = None) -> Convers
 def alpaca_format(row: Row, *, column_map: ColumnMap | None = None, prompt_template: str | None = None) -> Conversation:
     """Alpaca's `instruction`, optional `input` and `output`, in the published prompts.
 
+    LLaMA-Factory's optional `history`, earlier questions and answers in pairs, and `system` come in front; an earlier
+    question is an instruction without input.
+
     Args:
         row: the row.
         column_map: expected name -> name in the source.
         prompt_template: in place of both published prompts; `{instruction}` and `{input}` are put in.
+
+    Raises:
+        RowError: a column is missing (D04), not a text, or a history of no pairs (D08); an answer is empty (D06).
     """
     instruction, answer = columns(row, ("instruction", "output"), column_map)
-    column = (column_map or {}).get("input", "input")
-    context = "" if row.values.get(column) is None else text_at(row.values[column], column, row)
-    template = prompt_template or (ALPACA_PROMPT if context else ALPACA_PROMPT_NO_INPUT)
-    prompt = fill(template, {"instruction": instruction, "input": context})
-    return Conversation([Message("user", prompt), _answer(answer, row, "output", column_map)])
+    context = _optional(row, "input", column_map)
+    system = _optional(row, "system", column_map)
+    messages = [Message("system", system)] if system else []
+    for question, reply in _history(row, column_map):
+        messages += [Message("user", _alpaca_prompt(question, "", prompt_template)), reply]
+    prompt = _alpaca_prompt(instruction, context, prompt_template)
+    return Conversation([*messages, Message("user", prompt), _answer(answer, row, "output", column_map)])
+
+
+def _alpaca_prompt(instruction: str, context: str, template: str | None) -> str:
+    template = template or (ALPACA_PROMPT if context else ALPACA_PROMPT_NO_INPUT)
+    return fill(template, {"instruction": instruction, "input": context})
+
+
+def _optional(row: Row, name: str, column_map: ColumnMap | None) -> str:
+    """The text of a column that need not be there; "" where it is not."""
+    column = (column_map or {}).get(name, name)
+    return "" if row.values.get(column) is None else text_at(row.values[column], column, row)
+
+
+def _history(row: Row, column_map: ColumnMap | None) -> list[tuple[str, Message]]:
+    """LLaMA-Factory's earlier questions and answers."""
+    column = (column_map or {}).get("history", "history")
+    pairs = row.values.get(column)
+    if pairs is None or pairs == "":
+        return []
+    if not isinstance(pairs, list | tuple):
+        message = f"{column} is {show_value(pairs)}, expected a list of [question, answer]"
+        raise RowError("D08", "wrong_type", message, where=row.where, fix="mend the row")
+    found = []
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            message = f"{column}[{i}] is {show_value(pair)}, expected [question, answer]"
+            raise RowError("D08", "wrong_type", message, where=row.where, fix="mend the row")
+        question, reply = (text_at(text, f"{column}[{i}][{k}]", row) for k, text in enumerate(pair))
+        found.append((question, _answer(reply, row, f"{column}[{i}][1]", None)))
+    return found
+
+
+def with_system_column(conversation: Conversation, row: Row, column_map: ColumnMap | None) -> Conversation:
+    """The conversation with the row's `system` text in front; unchanged where it begins with a system message."""
+    messages = conversation.messages
+    system = "" if messages and messages[0].role == "system" else _optional(row, "system", column_map)
+    return replace(conversation, messages=[Message("system", system), *messages]) if system else conversation
 
 
 def with_system_prompt(conversation: Conversation, prompt: str | None) -> Conversation:

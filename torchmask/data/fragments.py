@@ -7,6 +7,7 @@ Legend: N samples, S tokens of all samples, F fragments.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,10 @@ class Fragments:
 
 
 class Targets:
-    """Where the targets of all samples are; found once, so that any fragment's are counted by two binary searches.
+    """Where the targets of all samples are; found once, so that any fragment's are counted by two look-ups.
+
+    The edges of whole documents, which nearly all fragments have, are looked up by document. Only where a document was
+    cut are the places of all targets listed and searched.
 
     Args:
         train_terminated: a stop token put in place of a trained token (`Fragments.terminated`) is a target, too.
@@ -87,27 +91,52 @@ class Targets:
 
     def __init__(self, samples: Samples, *, train_terminated: bool = True) -> None:
         self._train_terminated = train_terminated
-        self._offsets = samples.offsets
-        trained = (samples.mask & np.uint8(MaskFlag.LOSS)) == 0
-        trained[samples.offsets[:-1][samples.lengths > 0]] = False  # nothing predicts a document's first token
-        self._places = np.flatnonzero(trained)  # in the flat columns
-        self._weight_before: npt.NDArray[np.float64] | None = None  # of the targets before each target
-        if samples.weights is not None:
-            self._weight_before = np.zeros(len(self._places) + 1)
-            np.cumsum(samples.weights[self._places], dtype=np.float64, out=self._weight_before[1:])
+        self._samples, self._offsets = samples, samples.offsets
+        full = samples.lengths > 0  # reduceat takes an empty document for one of one token
+        counts = np.zeros(len(samples), np.int64)
+        counts[full] = np.add.reduceat(self._trained(), self._offsets[:-1][full], dtype=np.int32)
+        self._before = np.concatenate([[0], np.cumsum(counts)])  # targets before each document, and in all
+
+    def _trained(self) -> Bools:
+        """[S] bool: the tokens that are targets."""
+        trained = (self._samples.mask & np.uint8(MaskFlag.LOSS)) == 0
+        trained[self._offsets[:-1][self._samples.lengths > 0]] = False  # nothing predicts a document's first token
+        return trained
+
+    @cached_property
+    def _places(self) -> Integers:
+        """The targets, in the flat columns."""
+        return np.flatnonzero(self._trained())
+
+    @cached_property
+    def _weight_before(self) -> npt.NDArray[np.float64] | None:
+        """The weight of the targets before each target, and of all; None where every weight is 1."""
+        if self._samples.weights is None:
+            return None
+        result = np.zeros(len(self._places) + 1)
+        np.cumsum(self._samples.weights[self._places], dtype=np.float64, out=result[1:])
+        return result
 
     def _bounds(self, fragments: Fragments) -> tuple[Integers, Integers]:
-        """First and one past the last token that slots of each fragment predict, as places in the flat columns."""
-        base = self._offsets[fragments.samples]
-        stops = base + fragments.stops + fragments.continues
+        """First and one past the last token that slots of each fragment predict, as places in their documents."""
+        stops = fragments.stops + fragments.continues
         if not self._train_terminated:
             stops = stops - fragments.terminated
-        return np.minimum(base + fragments.starts + 1 + fragments.keeps_first, stops), stops
+        return np.minimum(fragments.starts + 1 + fragments.keeps_first, stops), stops
+
+    def _num_before(self, documents: Integers, places: Integers) -> Integers:
+        """[F] int64, targets before place `places` of document `documents`, of all samples."""
+        ends = places == self._offsets[documents + 1] - self._offsets[documents]
+        result = self._before[documents + ends]
+        inside = np.flatnonzero((places > 1) & ~ends)  # a document's first token is no target
+        if len(inside):
+            result[inside] = np.searchsorted(self._places, self._offsets[documents[inside]] + places[inside])
+        return result
 
     def _range(self, fragments: Fragments) -> tuple[Integers, Integers]:
         """The same bounds as indexes into the list of targets."""
         starts, stops = self._bounds(fragments)
-        return np.searchsorted(self._places, starts), np.searchsorted(self._places, stops)
+        return self._num_before(fragments.samples, starts), self._num_before(fragments.samples, stops)
 
     def count(self, fragments: Fragments) -> Integers:
         """[F] int64, targets of each fragment."""
@@ -124,9 +153,10 @@ class Targets:
     def holds(self, fragments: Fragments, tokens: Integers) -> Bools:
         """[F] bool: whether a slot of the fragment predicts token `tokens` ([F], place in its document, -1 = none)."""
         starts, stops = self._bounds(fragments)
-        places = self._offsets[fragments.samples] + tokens
-        first, end = np.searchsorted(self._places, places), np.searchsorted(self._places, places + 1)
-        return (tokens >= 0) & (starts <= places) & (places < stops) & (end > first)
+        result = (tokens > 0) & (starts <= tokens) & (tokens < stops)
+        places = self._offsets[fragments.samples[result]] + tokens[result]
+        result[result] = (self._samples.mask[places] & np.uint8(MaskFlag.LOSS)) == 0
+        return result
 
     def first(self, fragments: Fragments) -> Integers:
         """[F] int64, place in its document of each fragment's first target, for fragments that have one."""

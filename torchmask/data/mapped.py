@@ -1,16 +1,20 @@
 """A folder of flat arrays and one header: written once and whole, opened by reading the header only.
 
 Raw little-endian columns with a JSON header, and not `.npz` or pickle: a column can be mapped into memory and shared by
-all processes of a machine, nothing in the folder can run code, and a damaged folder is told from its sizes. The header
-carries its own checksum, and one of every column that `verify` compares (`open_mapped` reads no column). Columns of
-numbers that are all alike or follow each other evenly are two numbers in the header.
+all processes of a machine, nothing in the folder can run code, and a damaged folder is told from its sizes and
+checksums. The header carries its own checksum, and one of every column that `verify` compares. `open_mapped` reads no
+column: a folder too large to be read at every start counts as whole while the file system says that nobody has touched
+its files since they were last found whole (`is_believed`), as git believes its index. Columns of numbers that are all
+alike or follow each other evenly are two numbers in the header.
 """
 
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,10 @@ import numpy.typing as npt
 
 HEADER = "header.json"
 FORMAT = 1
+SMALL = 128 * 2**20
+"""Bytes up to which a folder is read whenever it is opened, about 30 ms."""
+_CHECKED = "checked.json"
+_UNSURE_NS = 2_000_000_000  # coarser than the time stamps of any file system in use
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -58,6 +66,7 @@ def write_mapped(folder: Path, arrays: Mapping[str, npt.NDArray[Any]], facts: Ma
         json.dump(header, file)
         file.flush()
         os.fsync(file.fileno())
+    _keep_stamps(folder, _stamps(folder))
     sync_folder(folder)
 
 
@@ -114,6 +123,47 @@ def verify(folder: Path) -> None:
     for name, array in arrays.items():
         if "step" not in columns[name] and zlib.crc32(_bytes(array)) != columns[name]["crc32"]:
             raise Damaged(f"{name}.bin does not hold what was written")
+
+
+def is_believed(folder: Path) -> bool:
+    """Whether the columns need not be read to be believed whole: they are large, and were, and are untouched since.
+
+    What no file system tells, a disk or memory that changes bytes by itself, is found by `verify` alone.
+    """
+    try:
+        stamps = _stamps(folder)
+        known = json.loads((folder / _CHECKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return _is_large(stamps) and bool(known == stamps)
+
+
+def believe(folder: Path) -> None:
+    """Writes down that the columns were found whole, where they lie in a folder that this process may write to.
+
+    A file that was changed just now might be changed again within one tick of its time stamp, so nothing is said of it.
+    """
+    with suppress(OSError):
+        stamps = _stamps(folder)
+        newest = max((max(times) for _, *times, _ in stamps.values()), default=0)
+        if _is_large(stamps) and newest < time.time_ns() - _UNSURE_NS:
+            _keep_stamps(folder, stamps)
+
+
+def _is_large(stamps: Mapping[str, list[int]]) -> bool:
+    return sum(size for size, *_ in stamps.values()) > SMALL
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size, times of change and inode of every column's file."""
+    found = {path.name: path.stat() for path in sorted(folder.glob("*.bin"))}
+    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in found.items()}
+
+
+def _keep_stamps(folder: Path, stamps: Mapping[str, list[int]]) -> None:
+    partial = folder / f".{_CHECKED}.{os.getpid()}"
+    partial.write_text(json.dumps(stamps), encoding="utf-8")
+    partial.replace(folder / _CHECKED)
 
 
 def _step(array: npt.NDArray[Any]) -> int | None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torchmask.data.eos import DEFAULT_EOS, EosPolicy, TrainOnStop
 from torchmask.data.policy import LOSS, RULE, MaskingStrategy, MaskPolicy, stop_weight, trained_turns, turn_weights
 from torchmask.data.span_masks import SpanCount, decide_by_characters
+from torchmask.data.spans import speaks_in_part
 from torchmask.errors import ConfigError
 from torchmask.messages import Message, Rendered, TokenKind
 
@@ -59,6 +60,11 @@ class Decision:
         """Span rules that matched nothing, or nothing that a token covers."""
         return [count.name for count in self.spans if not count.tokens]
 
+    @property
+    def is_unmatched(self) -> bool:
+        """Whether there is nothing to learn because a rule that would train what it selects selects no token."""
+        return any(s.trains and not s.tokens for s in self.spans) and bool((self.mask[1:] & LOSS).all())
+
 
 @dataclass(frozen=True)
 class Table:
@@ -101,7 +107,8 @@ def decide(
         weights = table.weights[codes] if table.is_weighted else None
         straddlers, counts = 0, list[SpanCount]()
     else:
-        weights, mask, rules, straddlers, counts = decide_by_characters(rendered, messages, policy, decided)
+        weights, mask, rules, straddlers, counts, silent = decide_by_characters(rendered, messages, policy, decided)
+        decided = [(0.0, rule) if turn in silent else (own, rule) for turn, (own, rule) in enumerate(decided)]
     if stop >= 0 or policy.eos.for_eot == "last":
         weights = _finish_stops(mask, weights, rules, kinds, turns, stop, decided, policy)
     if only is not None:
@@ -115,11 +122,6 @@ def decide(
         if (weights[mask & LOSS == 0] == 1).all():
             weights = None
     return Decision(mask, weights, rules, policy.rule_names, stop, straddlers, counts)
-
-
-def speaks_in_part(message: Message) -> bool:
-    """Whether a part of the message may have its own say, so that characters have to be looked at."""
-    return not isinstance(message.content, str) or not message.visible or bool(message.train_detail)
 
 
 def table_of(decided: tuple[tuple[float, int], ...], policy: MaskPolicy) -> "Table":

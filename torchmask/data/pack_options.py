@@ -39,6 +39,12 @@ def check_options(options: Mapping[str, Any], policy: EosPolicy = DEFAULT_EOS) -
             raise ConfigError("C13", f"{key} must be at least 1, got {value}")
     if options["share_prefixes"]:
         _check_sharing(options)
+    elif options["max_share"] is not None:
+        raise ConfigError(
+            "C09",
+            f"max_share is {options['max_share']} while share_prefixes is false: there is nothing that it could bound",
+            fix="set share_prefixes to true, or max_share to null",
+        )
     if options["epoch_repack"]:
         _check_repacking(options)
     if options.get("loss_normalization") == "sequence" and policy.boundary_loss == "train":

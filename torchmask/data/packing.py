@@ -6,7 +6,7 @@ Legend: T slots of one row, N samples, F fragments, R rows.
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, NamedTuple, Protocol, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from torchmask.data.plan import Plan, cut_stream, plan_packs
 from torchmask.data.prefix_sharing import TreePlan, plan_trees
 from torchmask.data.sample import Sample, Samples
 from torchmask.data.selection import CutPolicy, select_fragments
-from torchmask.errors import WeightsError
+from torchmask.errors import ConfigError, DataError, WeightsError
 
 __all__ = ["DocumentLoss", "Pack", "PackedDataset", "Placement", "Plan", "plan_packs"]
 
@@ -59,6 +59,19 @@ class DocumentLoss(NamedTuple):
     num_targets: int
 
 
+class ModelFacts(Protocol):
+    """What a `DecoderSpec` says of the rows that its model can take."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def learned_positions(self) -> bool: ...
+    @property
+    def rope_changes_after(self) -> int | None: ...
+
+
 class PackedDataset(Sequence[Pack]):
     """Samples packed into rows; `dataset[i]` is a `Pack`, `dataset.report` the ledger.
 
@@ -84,7 +97,8 @@ class PackedDataset(Sequence[Pack]):
         truncate_side: `right` removes the end (`eos.on_truncate` says what becomes of the stop token), `left` what
             follows the first token (BOS).
         no_targets: documents without a trained token: `drop`, `keep` or `error`.
-        trim_tail: leave out the tokens after a document's last target, which change no loss and no gradient.
+        trim_tail: leave out the tokens after the last target of a document, and of each piece of a split one, which
+            change no loss and no gradient; pieces without a target go whole.
         max_truncated_away: share of the documents that may lose all targets to truncation before it is an error.
         epoch_repack: `for_epoch` plans the rows of later epochs anew, from a shuffled order; there are as many.
 
@@ -252,30 +266,46 @@ class PackedDataset(Sequence[Pack]):
             return [self._layout.fetch(i) for i in range(len(self))[index]]
         return self._layout.fetch(range(len(self))[index])
 
-    def check_fits(self, *, vocab_size: int, max_seq_len: int, warn: Callable[[str], None]) -> None:
+    def check_fits(self, model: "ModelFacts", *, warn: Callable[[str], None]) -> None:
         """Whether a model can be trained on these rows.
 
         Args:
-            vocab_size: embeddings the model has.
-            max_seq_len: the longest sequence the model was made for; longer rows are told to `warn`.
+            model: its `DecoderSpec`.
+            warn: told of documents that are longer than the model was made for.
 
         Raises:
             WeightsError: D15, an id the model has no embedding for: the tokenizer is another model's.
+            DataError: D09, a document longer than the model's learned positions.
+            ConfigError: C09, documents share prefixes that a model would rotate by their different lengths.
         """
         largest = self.samples.largest_token
-        if largest >= vocab_size:
+        if largest >= model.vocab_size:
             raise WeightsError(
                 "D15",
-                f"the data has token id {largest}, the model has {vocab_size} embeddings",
+                f"the data has token id {largest}, the model has {model.vocab_size} embeddings",
                 where="tokenizer",
-                fix="use the tokenizer that belongs to the model",
+                fix="use the tokenizer that belongs to the model, or add_tokens for tokens of your own",
             )
         continues = self._options["positions"] == "continue"
         longest = int((self.row_lengths if continues else self._layout.fragments.lengths).max())
-        if longest > max_seq_len:
-            what = "positions" if continues else "a document of"
-            of = "" if continues else " tokens"
-            warn(f"WARNING {what} {longest}{of} in a row; the model was made for {max_seq_len}")
+        limit = model.rope_changes_after
+        if limit is not None and longest > limit and self._options["share_prefixes"]:
+            raise ConfigError(
+                "C09",
+                f"share_prefixes with a document of {longest} tokens: beyond {limit} this model's positions rotate by "
+                "the length of the document, so a prefix is not the same in all of them",
+                where="packing",
+                fix=f"set over_length with max_seq_len: {limit}, or share_prefixes: false",
+            )
+        if longest <= model.max_seq_len:
+            return
+        what = f"positions {longest}" if continues else f"a document of {longest} tokens"
+        if model.learned_positions:
+            message = f"{what} in a row; the model has learned {model.max_seq_len} positions"
+            raise DataError(
+                "D09", message, where="packing", fix=f"set over_length with max_seq_len: {model.max_seq_len}"
+            )
+        warn(f"WARNING {what} in a row; the model was made for {model.max_seq_len}")
 
     def documents(self, index: int) -> list[Placement]:
         """The documents of row `index` in the order of their slots."""

@@ -111,7 +111,7 @@ def turn_weights(messages: Sequence[Message], policy: MaskPolicy) -> list[tuple[
         own = message.own_weight
         if own is not None:
             decided.append((own, RULE["message"]))
-        elif message.train_detail:
+        elif any(detail_weight(detail) is not None for detail in message.train_detail):
             trains = any(detail_weight(detail) for detail in message.train_detail)
             decided.append((float(trains), RULE["part"]))
         elif roles is not None:

@@ -3,7 +3,7 @@
 Legend: F fragments, N of them in lexicographic order, n forks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -62,27 +62,42 @@ def sort_prefixes(samples: Samples, fragments: Fragments, prefixes: Integers) ->
 
 def _worthwhile(common: Integers, lengths: Integers) -> Integers:
     """`common` ([N], of `sort_prefixes`) without forks that save little: they take what the fork above them has."""
+    common = np.where(common < 2, 0, common)  # a common first token, BOS, is nothing in common
     forks = np.flatnonzero(common > 0)
     if not len(forks):
         return common
     nodes, fork_of = forks_of(common, forks)
     before = np.concatenate([[0], np.cumsum(lengths)])
     left, right, depth = nodes.T
-    totals = (before[right] - before[left]).tolist()
-    kept = np.zeros(len(nodes), np.int64)
-    above: list[tuple[int, int]] = []  # (right end, depth) of the forks kept around the current one
-    for n, (a, b, d) in enumerate(zip(left.tolist(), right.tolist(), depth.tolist())):
-        while above and above[-1][0] <= a:
-            above.pop()
-        base = above[-1][1] if above else 0
-        count = b - a
-        worth = d - base >= MIN_SHARED or MIN_SHARED_PART * (d - base) * count >= totals[n] - count * base
-        if worth and d >= 2:  # a common first token, BOS, is nothing in common
-            above.append((b, d))
-            base = d
-        kept[n] = base
+    totals, counts, depths = (before[right] - before[left]).tolist(), (right - left).tolist(), depth.tolist()
+
+    def saves(n: int, base: int) -> bool:
+        more = depths[n] - base
+        return more >= MIN_SHARED or MIN_SHARED_PART * more * counts[n] >= totals[n] - counts[n] * base
+
+    kept = innermost_forks(nodes, saves)
     result = common.copy()
-    result[forks] = kept[fork_of]
+    result[forks] = np.where(kept < 0, 0, depth[kept])[fork_of]
+    return result
+
+
+def innermost_forks(nodes: Integers, keeps: Callable[[int, int], bool]) -> Integers:
+    """[n] int64, for each fork of `forks_of` the innermost that is kept of it and those around it; -1 = none.
+
+    Args:
+        nodes: [n, 3] int64, of `forks_of`.
+        keeps: whether fork n is kept where those kept around it have so many tokens in common (0 = there are none).
+    """
+    result = np.full(len(nodes), -1)
+    rights, depths = nodes[:, 1].tolist(), nodes[:, 2].tolist()
+    above: list[int] = []
+    for n, left in enumerate(nodes[:, 0].tolist()):
+        while above and rights[above[-1]] <= left:
+            above.pop()
+        if keeps(n, depths[above[-1]] if above else 0):
+            above.append(n)
+        if above:
+            result[n] = above[-1]
     return result
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from torchmask.data.fragments import Fragments, Integers, Targets
 from torchmask.data.plan import Plan, number_rows, plan_packs
-from torchmask.data.prefix_order import MIN_SHARED, forks_of, shareable, sort_prefixes
+from torchmask.data.prefix_order import MIN_SHARED, forks_of, innermost_forks, shareable, sort_prefixes
 from torchmask.data.sample import Samples
 
 Words = npt.NDArray[np.uint64]
@@ -209,13 +209,11 @@ def _prefix_of(common: Integers) -> Integers:
     forks = np.flatnonzero(common > 0)
     if not len(forks):
         return result
-    above: list[tuple[int, int]] = []  # (right end, depth) of the prefixes around the current one
-    for number, (left, right, depth) in enumerate(forks_of(common, forks)[0].tolist()):
-        while above and above[-1][0] <= left:
-            above.pop()
-        if not above or depth - above[-1][1] >= MIN_SHARED:
-            above.append((right, depth))
-            result[left:right] = number
+    nodes, _ = forks_of(common, forks)
+    depths = nodes[:, 2].tolist()
+    innermost = innermost_forks(nodes, lambda n, base: base == 0 or depths[n] - base >= MIN_SHARED)
+    for n in np.flatnonzero(innermost == np.arange(len(nodes))).tolist():  # inner ones after those around them
+        result[nodes[n, 0] : nodes[n, 1]] = n
     return result
 
 

@@ -15,8 +15,16 @@ import numpy.typing as npt
 from torchmask.data.eos import DEFAULT_EOS, EosPolicy
 from torchmask.data.formats import Conversation
 from torchmask.data.masks import Decision, append_eos, decide, finish_chat
-from torchmask.data.policy import MaskPolicy
-from torchmask.data.serving import ChatTokenizer, Writing, expanded, is_rewritten, serving_mismatch, writing
+from torchmask.data.policy import MaskPolicy, Straddle
+from torchmask.data.serving import (
+    ChatTokenizer,
+    Writing,
+    expanded,
+    is_rewritten,
+    refuse_lost_reasoning,
+    serving_mismatch,
+    writing,
+)
 from torchmask.data.span_masks import split_at_edges
 from torchmask.errors import ConfigError, DataError
 from torchmask.messages import Message, Piece, Rendered, TokenKind
@@ -77,6 +85,8 @@ def documents_of(tokenizer: Tokenizer, conversation: Conversation, policy: MaskP
     if unstable is not None:
         written = expanded(conversation, policy)
         rendered_all = [_render(tokenizer, one, conversation, policy) for one in written]
+        for rendered, one in zip(rendered_all, written, strict=True):
+            refuse_lost_reasoning(rendered.pieces, one.messages)
     return [
         Document(rendered, decide(rendered, messages, policy, only=one.only))
         for rendered, one in zip(rendered_all, written, strict=True)
@@ -129,23 +139,30 @@ def render_segments(
     *,
     add_bos: bool = True,
     special: Mapping[str, int] | None = None,
+    yields_blanks: bool = False,
 ) -> Rendered:
     """`BOS text text ... EOS` of messages written one after the other without a format, tokenised once.
 
-    A token that covers the edge of two of them belongs to the assistant's, where one is, and is counted as a straddler;
-    with `straddle: split` there is no such token.
+    A token that covers the edge of two of them is a straddler, which is counted, and belongs to the assistant's, where
+    one is; with `straddle: inside` to the other. With `straddle: split` there is no such token.
 
     Args:
         tokenizer: a tokenizer.
         messages: the texts; only the assistant's count as answers.
-        policy: says whether EOS is written and where texts are cut.
+        policy: says whether EOS is written, where texts are cut and what becomes of straddlers.
         add_bos: whether BOS is written, where the tokenizer has one.
         special: control tokens that are read as such in the texts, by their text; BOS and EOS that are there already
             are not written again.
+        yields_blanks: a straddler that has nothing but blanks of an answer and begins the text behind it belongs to
+            that text: Llama-2's ` USER` is a part of the template `USER:` and not what the answer ends with.
 
     Raises:
         ConfigError: EOS is asked of a tokenizer that has none, so nothing would teach the model to stop (C09).
+        DataError: there is a straddler, and `straddle` is `error` (D14); a message has reasoning beside its text (D07).
     """
+    if any(message.reasoning_text for message in messages):
+        fix = "set tokenizer.chat_format, or write it into the text"
+        raise DataError("D07", "a message has reasoning beside its text, and texts are written raw", fix=fix)
     pieces = [Piece(m.text, TokenKind.CONTENT, i, offset=0) for i, m in enumerate(messages) if m.text]
     pieces = _cut_out(pieces, special) if special else pieces
     if policy.straddle == "split":
@@ -155,7 +172,7 @@ def render_segments(
         ]
         pieces = split_at_edges(pieces, messages, policy)
     ids, starts, ends = _encode_runs(tokenizer, pieces, special or {})
-    turns, num_straddlers = _owners(pieces, starts, ends, messages)
+    turns, num_straddlers = _owners(pieces, starts, ends, messages, straddle=policy.straddle, yields=yields_blanks)
     has_bos = bool(pieces) and pieces[0].is_token and ids[0] == tokenizer.bos_id
     has_eos = bool(pieces) and pieces[-1].is_token and ids[-1] == tokenizer.eos_id
     kinds = np.full(len(ids), TokenKind.CONTENT, np.uint8)
@@ -190,6 +207,9 @@ def _owners(
     starts: npt.NDArray[np.int32],
     ends: npt.NDArray[np.int32],
     messages: Sequence[Message],
+    *,
+    straddle: Straddle,
+    yields: bool,
 ) -> tuple[npt.NDArray[np.int32], int]:
     """[n] the message that each token belongs to, and how many cover two of them."""
     if not pieces:
@@ -199,8 +219,23 @@ def _owners(
     last = np.clip(np.searchsorted(edges, ends - 1, side="right"), first, len(pieces) - 1)
     turns = np.array([piece.turn for piece in pieces], np.int32)
     is_answer = np.array([messages[turn].role == "assistant" for turn in turns])
-    owners = turns[np.where(~is_answer[last] & is_answer[first], first, last)]
-    return owners, int(np.count_nonzero(turns[first] != turns[last]))
+    straddlers = np.flatnonzero(turns[first] != turns[last])
+    if straddle == "error" and len(straddlers):
+        at = int(straddlers[0])
+        raise DataError(
+            "D14",
+            f"a token (characters {int(starts[at])} to {int(ends[at])}) covers both the text of message "
+            f"{int(turns[first[at]])} and that of message {int(turns[last[at]])}",
+            fix="set straddle to overlap, inside or split",
+        )
+    to_first = is_answer[first] & ~is_answer[last]
+    if straddle == "inside":
+        to_first = ~is_answer[first] & is_answer[last]
+    elif yields:
+        for at in straddlers[to_first[straddlers]].tolist():
+            text, begin = pieces[first[at]].text, int(edges[first[at]])
+            to_first[at] = bool(text[len(text) - begin + int(starts[at]) :].strip())
+    return turns[np.where(to_first, first, last)], len(straddlers)
 
 
 def _encode_runs(

@@ -8,7 +8,6 @@
 | torchtune | `masked` on messages |
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from torchmask.constants import IGNORE_INDEX
+from torchmask.data.choices import WEIGHT_RANGE, is_number, is_weight
 from torchmask.data.formats import ColumnMap, Conversation, is_list_of_objects, text_at, unknown_layout
 from torchmask.data.rows import Row, RowError, show_value
 from torchmask.messages import Message
 
 FLAGS = ("masked", "train", "weight", "visible")
+_LARGEST_ID = 2**31 - 1
 
 
 def read_flags(item: Mapping[str, Any], path: str, row: Row) -> dict[str, Any]:
@@ -33,8 +34,10 @@ def read_flags(item: Mapping[str, Any], path: str, row: Row) -> dict[str, Any]:
     found = {key: item[key] for key in FLAGS if item.get(key) is not None}
     for key, value in found.items():
         if key == "weight":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 raise _wrong(f"{path}.weight is {show_value(value)}, expected a number; 0 is not trained", row)
+            if not is_weight(value):
+                raise _wrong(f"{path}.weight is {show_value(value)}, expected a weight: {WEIGHT_RANGE}", row)
         elif not isinstance(value, bool):
             raise _wrong(f"{path}.{key} is {show_value(value)}, expected true or false", row)
     says = {key: bool(value) != (key == "masked") for key, value in found.items() if key != "visible"}
@@ -186,13 +189,18 @@ def _numbers(row: Row, column: str, size: int | None, *, fractions: bool = False
         array = np.asarray(values)
     except ValueError:
         array = np.zeros((0, 0))
-    allowed = "iubf" if fractions else "iub"
+    allowed = "iubf" if fractions else "iub" if size is not None else "iu"
     if array.ndim != 1 or (array.size and array.dtype.kind not in allowed):
         raise _wrong(f"{column} is {show_value(values)}, expected a list of numbers", row)
     if size is not None and len(array) != size:
         raise _wrong(f"{column} has {len(array)} entries for {size} ids", row)
-    if size is None and array.size and array.min() < 0:
-        raise _wrong(f"{column} holds {int(array.min())}, expected ids from 0", row)
+    if size is None and array.size and not 0 <= array.min() <= array.max() <= _LARGEST_ID:
+        found = int(array.min()) if array.min() < 0 else int(array.max())
+        raise _wrong(f"{column} holds {found}, expected ids from 0 to {_LARGEST_ID}", row)
+    if fractions:
+        bad = next((i for i, value in enumerate(array.tolist()) if not is_weight(value)), None)
+        if bad is not None:
+            raise _wrong(f"{column}[{bad}] is {array[bad]}, expected a weight: {WEIGHT_RANGE}", row)
     return array
 
 

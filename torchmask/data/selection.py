@@ -22,7 +22,7 @@ OVER_LENGTH = ("error", "truncate", "split", "drop")
 TRUNCATE_SIDES = ("right", "left")
 NO_TARGETS = ("drop", "keep", "error")
 
-CAUSES = ("kept", "empty", "all_masked", "over_length", "truncated_away")
+CAUSES = ("kept", "empty", "all_masked", "over_length", "truncated_away", "no_span_match")
 """Why a whole document is not in any pack; an index into this is kept for every document."""
 
 
@@ -78,7 +78,10 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
     _require_samples(samples, had_targets, policy)
     causes[samples.lengths == 0] = CAUSES.index("empty")
     if policy.no_targets != "keep":
-        causes[~had_targets & (causes == 0)] = CAUSES.index("all_masked")
+        none = ~had_targets & (causes == 0)
+        causes[none] = CAUSES.index("all_masked")
+        if samples.unmatched is not None:
+            causes[none & samples.unmatched] = CAUSES.index("no_span_match")
         if policy.no_targets == "error" and not had_targets.all():
             raise _no_targets_error(samples, np.flatnonzero(~had_targets))
     fragments = everything.select(causes == 0)
@@ -197,6 +200,9 @@ def _require_samples(samples: Samples, had_targets: Bools, policy: CutPolicy) ->
 def _why_untrained(samples: Samples) -> str:
     if not (samples.lengths > 1).any():
         return "no document is longer than one token"
+    if samples.unmatched is not None and samples.unmatched.any():
+        rules = ", ".join(name for name, found in samples.report.get("spans", {}).items() if not found["rows_matched"])
+        return f"the span rules select no token{f' ({rules} in none)' if rules else ''}"
     if samples.weights is not None and not samples.weights.any():
         return "every weight is 0"
     return "the mask excludes every token (no assistant text in the rows, or a mask policy that masks it)"

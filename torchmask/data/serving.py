@@ -6,7 +6,7 @@ document shows of an early turn is not what the model writes there. Rows like th
 document for each trained turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torchmask.data.formats import Conversation
 from torchmask.data.policy import MaskPolicy, detail_weight, turn_weights
 from torchmask.data.span_masks import split_at_edges
+from torchmask.data.spans import part_ranges
 from torchmask.errors import DataError
 from torchmask.messages import Message, Piece, Rendered, TokenKind, said_weight
 
@@ -78,7 +79,7 @@ class Mismatch(NamedTuple):
 
 
 def lost_text(pieces: Sequence[Piece] | None, messages: Sequence[Message]) -> int | None:
-    """The first trained assistant message whose text the template has dropped a part of; None = none.
+    """The first trained assistant message whose text or reasoning the template has dropped a part of; None = none.
 
     Blanks do not count, and neither does what a template adds.
 
@@ -90,21 +91,64 @@ def lost_text(pieces: Sequence[Piece] | None, messages: Sequence[Message]) -> in
 
 
 def _is_lost(pieces: Sequence[Piece] | None, turn: int, message: Message) -> bool:
-    if pieces is None or message.role != "assistant" or not message.text.strip():
+    if pieces is None or message.role != "assistant":
         return False
-    own = [piece for piece in pieces if piece.turn == turn and piece.kind == TokenKind.CONTENT]
-    if any(piece.offset >= 0 for piece in own):
+    if message.reasoning and _loses_reasoning(pieces, turn, message):
+        return True
+    own = _content(pieces, turn)
+    size = len(message.text)
+    return not any(0 <= piece.offset < size for piece in own) and not _is_in(message.text, own)
+
+
+def _loses_reasoning(pieces: Sequence[Piece] | None, turn: int, message: Message) -> bool:
+    """Whether the reasoning of a message is not in what the template wrote of it."""
+    if pieces is None or not message.reasoning_text.strip():
         return False
-    return "".join(message.text.split()) not in "".join("".join(piece.text for piece in own).split())
+    own = _content(pieces, turn)
+    size = len(message.text)
+    return not any(piece.offset >= size for piece in own) and not _is_in(message.reasoning_text, own)
+
+
+def _content(pieces: Sequence[Piece], turn: int) -> list[Piece]:
+    return [piece for piece in pieces if piece.turn == turn and piece.kind == TokenKind.CONTENT]
+
+
+def _is_in(text: str, pieces: Sequence[Piece]) -> bool:
+    """Whether a text stands in the pieces, blanks aside."""
+    return "".join(text.split()) in "".join("".join(piece.text for piece in pieces).split())
 
 
 def is_rewritten(tokenizer: ChatTokenizer, rendered: Rendered, one: Writing, conversation: Conversation) -> bool:
-    """Whether the template drops text of a trained turn that it would write if that turn were the last."""
+    """Whether the template drops text of a trained turn that it would write if that turn were the last.
+
+    Raises:
+        DataError: D07, it drops the turn's reasoning even then.
+    """
     lost = lost_text(rendered.pieces, one.messages)
-    if lost is None or lost + 1 == len(one.messages):
+    if lost is None:
         return False
-    last = tokenizer.render(one.messages[: lost + 1], conversation.tools)
-    return lost_text(last.pieces, one.messages[: lost + 1]) != lost
+    shown = one.messages[: lost + 1]
+    if len(shown) == len(one.messages):
+        refuse_lost_reasoning(rendered.pieces, shown)
+        return False
+    last = tokenizer.render(shown, conversation.tools)
+    refuse_lost_reasoning(last.pieces, shown)
+    return lost_text(last.pieces, shown) != lost
+
+
+def refuse_lost_reasoning(pieces: Sequence[Piece] | None, messages: Sequence[Message]) -> None:
+    """Nothing, where the reasoning of the last message is written or not trained.
+
+    Raises:
+        DataError: D07.
+    """
+    last = len(messages) - 1
+    if messages[last].trained and _loses_reasoning(pieces, last, messages[last]):
+        raise DataError(
+            "D07",
+            f"turn {last + 1} has reasoning beside its content, which the chat template does not write there",
+            fix="write it into the content, leave it out, or do not train this turn",
+        )
 
 
 def may_train(messages: Sequence[Message], policy: MaskPolicy) -> list[bool]:
@@ -114,12 +158,16 @@ def may_train(messages: Sequence[Message], policy: MaskPolicy) -> list[bool]:
         weight != 0
         or any(rule.looks_at(message.role) for rule in training)
         or any(detail_weight(detail) for detail in message.train_detail)
-        or (not isinstance(message.content, str) and any(map(_part_weight, message.content)))
+        or (bool(message.reasoning or not isinstance(message.content, str)) and any(map(_part_weight, _parts(message))))
         for message, (weight, _) in zip(messages, turn_weights(messages, policy), strict=True)
     ]
 
 
-def _part_weight(part: dict[str, Any]) -> float | None:
+def _parts(message: Message) -> list[Mapping[str, Any]]:
+    return [part for part, _ in part_ranges(message)]
+
+
+def _part_weight(part: Mapping[str, Any]) -> float | None:
     return said_weight(part.get("masked"), part.get("train"), part.get("weight"))
 
 

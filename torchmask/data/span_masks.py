@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchmask.data.policy import BASE_RULES, HIDDEN, LOSS, MaskPolicy, detail_weight, stop_weight
-from torchmask.data.spans import Range, part_ranges
+from torchmask.data.spans import Range, part_ranges, speaks_in_part
 from torchmask.data.turn_text import Tokens, TurnText, cut_pieces, tokens_of
 from torchmask.errors import DataError
 from torchmask.messages import Message, Piece, Rendered, TokenKind, said_weight
@@ -20,16 +20,17 @@ _HEADER, _PART, _EOT, _EOS = (BASE_RULES.index(name) for name in ("header", "par
 
 
 class SpanCount(NamedTuple):
-    """What one span rule found in one document: places, and the tokens they are."""
+    """What one span rule found in one document: places, and the tokens they are; `trains` = these would be targets."""
 
     name: str
     places: int
     tokens: int
+    trains: bool = False
 
 
 _Columns = tuple[
-    npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, list[SpanCount]
-]  # weights, mask, rules, straddlers, counts
+    npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, list[SpanCount], set[int]
+]  # weights, mask, rules, straddlers, counts, silent messages
 
 
 class Claim(NamedTuple):
@@ -39,7 +40,7 @@ class Claim(NamedTuple):
         ranges: the characters.
         rule: index of its name.
         weight: None = leaves the loss as it is.
-        hides: whether later tokens must not attend to them.
+        visible: whether later tokens may attend to them; None = leaves that as it is.
         base: for `train: only`, the weight of the text around; None = as it was.
         span: index of the span rule, -1 for what a row says itself.
     """
@@ -47,7 +48,7 @@ class Claim(NamedTuple):
     ranges: Sequence[Range]
     rule: int
     weight: float | None
-    hides: bool
+    visible: bool | None
     base: float | None = None
     span: int = -1
 
@@ -56,6 +57,8 @@ def decide_by_characters(
     rendered: Rendered, messages: Sequence[Message], policy: MaskPolicy, decided: Sequence[tuple[float, int]]
 ) -> _Columns:
     """The columns of `decide`, before the document's stop token is set.
+
+    A message of which only a span is trained, and in which none is found, is silent: its end is not trained either.
 
     Args:
         rendered, messages, policy: as for `decide`.
@@ -68,28 +71,37 @@ def decide_by_characters(
     mask = np.zeros(len(rendered), np.uint8)
     found = [[0, 0] for _ in policy.rules]
     straddling: set[int] = set()
+    silent: set[int] = set()
     present = set(rendered.turns.tolist())
     for turn, message in enumerate(messages):
         if turn not in present or not _is_claimed(message, policy):
             continue
         text, tokens = _located(rendered, turn)
+        is_cleared = False
         for claim in claims(message, text, policy):
             if claim.base is not None:
+                is_cleared |= claim.span >= 0
                 weights[tokens.places], rules[tokens.places] = claim.base, claim.rule
             chosen, over = _chosen(tokens, claim.ranges, policy, message)
             straddling.update(tokens.places[over].tolist())
             places = tokens.places[chosen]
             if claim.weight is not None:
-                weights[places] = claim.weight
-            if claim.hides:
-                mask[places] |= HIDDEN
-            rules[places] = claim.rule
+                weights[places], rules[places] = claim.weight, claim.rule
+            if claim.visible is not None:
+                mask[places] = mask[places] & ~HIDDEN if claim.visible else mask[places] | HIDDEN
             if claim.span >= 0:
                 found[claim.span][0] += len(claim.ranges)
                 found[claim.span][1] += len(places)
+        if is_cleared and not weights[tokens.places].any():
+            silent.add(turn)
+            if policy.eos.for_eot == "turn":
+                weights[(rendered.turns == turn) & (rendered.kinds == TokenKind.END_OF_TURN)] = 0
     mask[weights == 0] |= LOSS
-    counts = [SpanCount(named.name, *numbers) for named, numbers in zip(policy.rules, found, strict=True)]
-    return weights, mask, rules, len(straddling), counts
+    counts = [
+        SpanCount(name, places, tokens, bool(rule.own_weight))
+        for (name, rule), (places, tokens) in zip(policy.rules, found, strict=True)
+    ]
+    return weights, mask, rules, len(straddling), counts, silent
 
 
 def _by_message(
@@ -122,7 +134,7 @@ def _by_message(
 
 
 def _is_claimed(message: Message, policy: MaskPolicy) -> bool:
-    if not message.visible or message.train_detail or not isinstance(message.content, str):
+    if speaks_in_part(message):
         return True
     return any(named.rule.looks_at(message.role) for named in policy.rules)
 
@@ -140,20 +152,21 @@ def claims(message: Message, text: TurnText, policy: MaskPolicy) -> list[Claim]:
     size = len(message.text)
     said: list[Claim] = []
     if not message.visible:
-        said.append(Claim([(0, len(text.text))], BASE_RULES.index("message"), None, True))
-    if not isinstance(message.content, str):
-        for part, (start, end) in part_ranges(message):
-            weight = said_weight(part.get("masked"), part.get("train"), part.get("weight"))
-            hides = part.get("visible") is False
-            if (weight is not None or hides) and start < end:
-                said.append(Claim(text.from_own(message, start, end), _PART, weight, hides))
+        said.append(Claim([(0, len(text.text))], BASE_RULES.index("message"), None, False))
+    for part, (start, end) in part_ranges(message):
+        weight = said_weight(part.get("masked"), part.get("train"), part.get("weight"))
+        visible = part.get("visible")
+        visible = None if visible and message.visible else visible  # nothing has hidden it
+        if (weight is not None or visible is not None) and start < end:
+            said.append(Claim(text.from_own(message, start, end), _PART, weight, visible))
     if message.train_detail:
         if message.own_weight is None and any(detail_weight(d) is not None for d in message.train_detail):
-            said.append(Claim([], _PART, None, False, 0.0))  # what no range covers is not trained, as in Axolotl
+            said.append(Claim([], _PART, None, None, 0.0))  # what no range covers is not trained, as in Axolotl
         for detail in message.train_detail:
             start, end = max(0, int(detail["begin_offset"])), min(size, int(detail["end_offset"]) + 1)
             ranges = text.from_own(message, start, end) if start < end else []
-            said.append(Claim(ranges, _PART, detail_weight(detail), detail.get("visible") is False))
+            said.append(Claim(ranges, _PART, detail_weight(detail), detail.get("visible")))
+    goes_on = False  # whether the last rule that spoke of the loss was an `only` too
     for i, (_, rule) in enumerate(policy.rules):
         if not rule.looks_at(message.role):
             continue
@@ -161,8 +174,10 @@ def claims(message: Message, text: TurnText, policy: MaskPolicy) -> list[Claim]:
             ranges = rule.find(text.text)
         else:
             ranges = [place for start, end in rule.find_own(message) for place in text.from_own(message, start, end)]
-        base = 0.0 if rule.train == "only" else None
-        said.append(Claim(ranges, len(BASE_RULES) + i, rule.own_weight, rule.visible is False, base, i))
+        is_only = rule.train == "only"
+        base = 0.0 if is_only and not goes_on else None
+        said.append(Claim(ranges, len(BASE_RULES) + i, rule.own_weight, rule.visible, base, i))
+        goes_on = is_only or (goes_on and rule.own_weight is None)
     return said
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 
+from torchmask.data.choices import check_max_rows
 from torchmask.data.formats import Conversation, columns, fill, text_at
 from torchmask.data.rows import BadRows, OnBadRow, Row, RowError, show_value
 from torchmask.data.sources import DataFiles, open_source
@@ -47,7 +48,9 @@ def squad_rows(
 
     Raises:
         DataError: as `open_source`; a row that is no question (D04, D08).
+        ConfigError: C13, `max_rows` is below 0.
     """
+    check_max_rows(max_rows)
     bad, found, num_rows = BadRows(on_bad_row), [], 0
     for row in open_source(source, data_files=data_files, split=split, name=name, expand=expand_squad):
         if max_rows is not None and num_rows == max_rows:
@@ -80,6 +83,18 @@ def squad_conversation(
         answer = question["answers"][0] if question["answers"] else no_answer
         messages.append(Message("assistant", json.dumps({"answer": answer}, ensure_ascii=False)))
     return Conversation(messages)
+
+
+def squad_format(
+    row: Row,
+    *,
+    column_map: Mapping[str, str] | None = None,
+    prompt_template: str | None = None,
+    no_answer: str = NO_ANSWER,
+) -> Conversation:
+    """The conversation of a flat row, see `read_question` and `squad_conversation`."""
+    question = read_question(row, column_map)
+    return squad_conversation(question, prompt_template=prompt_template, no_answer=no_answer)
 
 
 def expand_squad(rows: Iterable[Row]) -> Iterator[Row]:

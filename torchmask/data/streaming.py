@@ -7,100 +7,31 @@ neither parsed nor tokenised. So ranks share nothing, and where a run is in its 
 how many of its packs are taken. The price is that no document is packed with one of another window; with a few
 thousand documents in one this costs under 1 % of fill.
 
-A mixture takes the rows of each window from several sources, by weight.
+A mixture takes the rows of each window from several sources, by weight. No more rows are held than one window has.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchmask.data.columns import add_reports
 from torchmask.data.fingerprints import key_of
 from torchmask.data.layout import Pack
 from torchmask.data.mixture import interleaved
 from torchmask.data.packing import PackedDataset
-from torchmask.data.rows import Row, show_value
+from torchmask.data.rows import Row
 from torchmask.data.sample import Samples
+from torchmask.data.stream_parts import Reader, StreamPart
 from torchmask.errors import ConfigError, DataError
 
 STATE_VERSION = 1
 _EMPTY = ("D05", "D11")  # a window without samples or targets
-
-RowSource = Iterable[Any] | Callable[[], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class StreamPart:
-    """One source of a stream.
-
-    Attributes:
-        builder: rows -> samples, called as `builder(source=rows)`: a data set builder with its tokenizer and options,
-            `partial(alpaca_dataset, tokenizer)`.
-        rows: an iterable of mappings or `Row`s that begins anew each time it is iterated (a list, a data set of the Hub
-            opened with streaming=True), or a function that opens one: `lambda: open_source("big.jsonl")`.
-        weight: share of the documents of each window, relative to the other parts.
-    """
-
-    builder: Callable[..., Samples]
-    rows: RowSource
-    weight: float = 1.0
-
-
-@dataclass
-class _Reader:
-    """The rows of one part, and how many of them were taken."""
-
-    part: StreamPart
-    repeats: bool
-    taken: int = 0
-    is_done: bool = False
-    rows: Iterator[Row] = field(default_factory=lambda: iter(()))
-    given: int = 0  # in this pass over the source
-
-    def open(self) -> None:
-        source = self.part.rows
-        opened = iter(source() if callable(source) else source)
-        if opened is source:
-            raise ConfigError(
-                "C09",
-                f"rows is a {type(source).__name__}, which can be read only once, so a run could not resume in it",
-                fix="give a list, a data set, or a function that opens the rows: lambda: open_source(...)",
-            )
-        self.rows, self.given = (_row(values, i) for i, values in enumerate(opened, 1)), 0
-
-    def take(self, count: int) -> list[Row]:
-        """The next rows, fewer where the source ends; with `repeats` it begins again."""
-        result: list[Row] = []
-        while len(result) < count and not self.is_done:
-            new = list(islice(self.rows, count - len(result)))
-            result += new
-            self.given += len(new)
-            if len(result) < count:
-                self.is_done = not self.repeats or self.given == 0
-                if not self.is_done:
-                    self.open()
-        self.taken += len(result)
-        return result
-
-    def skip(self, count: int) -> int:
-        """Leaves out rows without keeping them; how many there were."""
-        skipped = 0
-        while skipped < count and not self.is_done:
-            some = len(self.take(min(count - skipped, 10_000)))
-            skipped += some
-        return skipped
-
-
-def _row(values: Any, number: int) -> Row:
-    if isinstance(values, Row):
-        return values
-    if isinstance(values, Mapping):
-        return Row("", number, dict(values))
-    message = f"a row must be a mapping of columns, found {show_value(values)}"
-    raise DataError("D01", message, where=f"row {number} of the stream", fix="hand out dicts")
+_PREVIEW_ROWS = 64
+_OTHER_RULE = "other"  # of a rule that the first rows did not show
 
 
 class PackedStream:
@@ -115,13 +46,16 @@ class PackedStream:
         repeat: begin each source again when it ends (the stream has no end); else a source that has ended gives no
             more, and the stream ends with the last.
         rank, world_size: this process takes windows `rank, rank + world_size, ...`.
+        check: called with the rows of each window before any of them is handed out; raises if they cannot be used.
 
     Attributes:
-        report: what was read and skipped in the windows that this process has packed since it began.
+        report: what was read and skipped in the windows that this process has packed since it began; `parts` has the
+            documents and tokens of each source in them.
 
     Raises:
         ConfigError: C13, a number out of its range; C09, a source that can be read only once.
-        DataError: what the builders and `PackedDataset` find wrong with a window; D05, the stream has no rows.
+        DataError: what the builders and `PackedDataset` find wrong with a window; D05, the stream has no rows, or a
+            whole pass over its sources gave none to train on.
 
     >>> def build(source):
     ...     return Samples.from_samples([Sample([1, row.values["n"], 2], [1, 0, 0]) for row in source])
@@ -142,39 +76,66 @@ class PackedStream:
         repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        check: Callable[[PackedDataset], None] | None = None,
     ) -> None:
         if window < 1 or not 0 <= rank < world_size:
             message = f"window is {window}, rank {rank} of {world_size}"
             raise ConfigError("C13", message, fix="window is at least 1, rank from 0 to world_size - 1")
-        if not parts or any(not part.weight > 0 for part in parts):
+        if not parts or any(not 0 < part.weight < float("inf") for part in parts):
             raise ConfigError("C13", "a stream needs parts with weights above 0", fix="give each part a weight")
         self._parts, self._max_seq_len, self._window = list(parts), max_seq_len, window
         self._packing = dict(packing or {})
         self._seed, self._repeat, self._rank, self._world_size = seed, repeat, rank, world_size
+        self._check = check
         shares = np.array([part.weight for part in parts], np.float64)
         self._weights = (shares / shares.sum()).tolist()
-        self._readers: list[_Reader] = []
-        self._next_window, self._taken = rank, 0
-        self._packs: list[Pack] | None = None
-        self.report: dict[str, Any] = add_reports([])
+        self._readers: list[Reader] = []
+        self._next_window, self._taken, self._passes = rank, 0, 0
+        self._empty: DataError | None = None  # why a window had nothing to train on
+        self._packs: PackedDataset | None = None
+        self._order: npt.NDArray[np.int64] | None = None
+        self.report: dict[str, Any] = {**add_reports([]), "parts": [{"documents": 0, "tokens": 0} for _ in parts]}
 
     def __iter__(self) -> Iterator[Pack]:
         return self
 
     def __next__(self) -> Pack:
-        while self._packs is None or self._taken >= len(self._packs):
-            if self._packs is not None:
-                self._next_window, self._taken, self._packs = self._next_window + self._world_size, 0, None
+        while self._order is None or self._taken >= len(self._order):
+            if self._order is not None:
+                self._next_window, self._taken = self._next_window + self._world_size, 0
+                self._packs = self._order = None
             rows = self._read_window(self._next_window)
             if rows is None:
                 if not any(reader.taken for reader in self._readers):
                     raise DataError("D05", "the stream has no rows", fix="check its source, split and filters")
                 raise StopIteration
-            skip = self._taken
             self._packs = self._pack(rows)
-            self._taken = skip
+            self._order = np.zeros(0, np.int64)
+            if self._packs is not None:
+                self._order = self._packs.row_order(self._next_window, self._seed)
+            self._refuse_barren_passes()
+        assert self._packs is not None
         self._taken += 1
-        return self._packs[self._taken - 1]
+        return self._named(self._packs, int(self._order[self._taken - 1]))
+
+    def _named(self, packs: PackedDataset, row: int) -> Pack:
+        """A row whose rules are numbered as in `rule_names`; a window may lack a part, and numbers what it has."""
+        pack = packs[row]
+        if pack.rules is None or len(self._parts) == 1:
+            return pack
+        numbers = {name: i for i, name in enumerate(self.rule_names)}
+        other = len(self.rule_names) - 1
+        lookup = np.array([numbers.get(name, other) for name in packs.rule_names], np.uint8)
+        return replace(pack, rules=lookup[pack.rules])
+
+    def _refuse_barren_passes(self) -> None:
+        """Stops where a stream that begins again and again has nothing to give."""
+        passes = min(reader.passes for reader in self._readers)
+        if self._order is not None and len(self._order):
+            self._passes = passes
+        elif passes > self._passes + 1:
+            message = "a whole pass over the sources gave no row to train on"
+            raise DataError("D05", message, fix="look at filters and masks: what was dropped, why")
 
     def _read_window(self, number: int) -> list[list[Row]] | None:
         """The rows of each part in window `number`; None after the end. Windows before it are passed over."""
@@ -183,9 +144,7 @@ class PackedStream:
             _given_before(self._weights, (number + 1) * self._window),
         ]
         if not self._readers:
-            self._readers = [_Reader(part, self._repeat) for part in self._parts]
-            for reader in self._readers:
-                reader.open()
+            self._readers = [Reader(part.rows, self._repeat) for part in self._parts]
         rows = []
         for reader, first, stop in zip(self._readers, *bounds, strict=True):
             reader.skip(first - reader.taken)
@@ -194,9 +153,10 @@ class PackedStream:
             return rows
         return None if all(reader.is_done for reader in self._readers) else rows
 
-    def _pack(self, rows: Sequence[list[Row]]) -> list[Pack]:
+    def _pack(self, rows: Sequence[list[Row]]) -> PackedDataset | None:
+        """A window's rows; None where nothing is left to train on."""
         built = []
-        for part, mine in zip(self._parts, rows, strict=True):
+        for part, mine, entry in zip(self._parts, rows, self.report["parts"], strict=True):
             if not mine:
                 continue
             try:
@@ -204,9 +164,13 @@ class PackedStream:
             except DataError as error:
                 if error.id != "D05":
                     raise
+                self._empty = error
                 self._count("windows_without_samples")
+                continue
+            entry["documents"] += len(built[-1])
+            entry["tokens"] += int(built[-1].offsets[-1])
         if not built:
-            return []
+            return None
         samples = Samples.concatenate(built) if len(built) > 1 else built[0]
         self.report = {**self.report, **add_reports([self.report, samples.report])}
         try:
@@ -214,12 +178,56 @@ class PackedStream:
         except DataError as error:
             if error.id not in _EMPTY and not error.message.startswith("no document is left"):
                 raise
+            self._empty = error
             self._count("windows_without_targets")
-            return []
-        return [packs[i] for i in packs.row_order(self._next_window, self._seed).tolist()]
+            return None
+        if self._check is not None:
+            self._check(packs)
+        return packs
 
     def _count(self, name: str) -> None:
         self.report[name] = self.report.get(name, 0) + 1
+
+    @property
+    def shares(self) -> list[tuple[str, float]]:
+        """The name of each part and its share of the documents."""
+        return [(part.name or f"part {i}", share) for i, (part, share) in enumerate(zip(self._parts, self._weights))]
+
+    @cached_property
+    def preview(self) -> PackedDataset:
+        """The first rows of the stream, some of every part, packed as its windows are: to look at and to check by.
+
+        It reads the sources on its own; the stream's place does not change.
+
+        Raises:
+            DataError: as the stream; where it gives nothing to train on, why.
+        """
+        floor = 0.5 / len(self._parts)  # a rare part is looked at too
+        parts = [replace(part, weight=max(share, floor)) for part, share in zip(self._parts, self._weights)]
+        number = min(self._window, _PREVIEW_ROWS)
+        first = PackedStream(parts, max_seq_len=self._max_seq_len, window=number, packing=self._packing)
+        for window in range(1 << 62):
+            rows = first._read_window(window)
+            if rows is None:
+                break
+            packs = first._pack(rows)
+            if packs is not None:
+                return packs
+        raise first._empty or DataError("D05", "the stream has no rows", fix="check its sources, splits and filters")
+
+    @cached_property
+    def rule_names(self) -> tuple[str, ...]:
+        """What `Pack.rules` of this stream points into, the same for all ranks: what the first rows name."""
+        return (*self.preview.rule_names, _OTHER_RULE)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that differ when names or sizes of files do, or what becomes of the first rows.
+
+        Later rows are not read for it: a stream may be longer than anybody would wait for.
+        """
+        facts = {"files": [part.files for part in self._parts], "first": self.preview.samples.fingerprint}
+        return key_of(facts)[:16]
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process (each rank has its own place) is in the stream: a few numbers for JSON."""
@@ -245,7 +253,7 @@ class PackedStream:
             shown = ", ".join(f"{key} {state.get(key)!r}, now {wanted[key]!r}" for key in differing)
             fix = "resume with the same max_seq_len, window, packing, weights, seed, repeat and number of processes"
             raise ConfigError("K09", f"the saved place is of another stream: {shown}", fix=fix)
-        self._readers, self._packs = [], None
+        self._readers, self._packs, self._order, self._passes = [], None, None, 0
         self._next_window, self._taken = int(state["window"]), int(state["taken"])
 
     def _options_key(self) -> str:

@@ -1,43 +1,36 @@
 """Data set builders for rows that need no chat format: plain text, prepared segments, and ids with their flags.
 
-They have torchtune's names where it has them, and the same arguments as those in builders.py.
+They have torchtune's names where it has them, and arguments in common with those in builders.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from torchmask.data.builder_options import RowOptions, TextOptions, takes
 from torchmask.data.cache import cached
-from torchmask.data.collect import collect
-from torchmask.data.eos import EosPolicy, Preset
 from torchmask.data.formats import ColumnMap, Conversation, columns
 from torchmask.data.masks import Decision, decide
-from torchmask.data.policy import BASE_RULES, MaskPolicy, Straddle, stop_weight
+from torchmask.data.policy import BASE_RULES, MaskPolicy, stop_weight
 from torchmask.data.readers import SampleBy
 from torchmask.data.rendering import Document, Tokenizer, render_segments
 from torchmask.data.row_flags import ReadyRow, ready_format, segments_format, split_responses
-from torchmask.data.rows import BadRows, Filter, OnBadRow, Row
+from torchmask.data.rows import Row
 from torchmask.data.sample import Samples
-from torchmask.data.sources import DataFiles, open_source
 from torchmask.data.span_masks import SpanCount
-from torchmask.data.spans import SpanRule
 from torchmask.errors import ConfigError
 from torchmask.messages import Message, Rendered, TokenKind
 
 
 @cached
+@takes(TextOptions)
 def text_completion_dataset(
     tokenizer: Tokenizer,
+    options: TextOptions,
     *,
     source: str,
-    data_files: DataFiles | None = None,
-    split: str | None = "train",
-    name: str | None = None,
-    field: str | None = None,
-    streaming: bool = False,
     sample_by: SampleBy = "line",
     column: str = "text",
     add_bos: bool = True,
@@ -45,16 +38,6 @@ def text_completion_dataset(
     response_template: str | None = None,
     instruction_template: str | None = None,
     allow_special: bool | Sequence[str] = False,
-    spans: Sequence[SpanRule | Mapping[str, Any]] = (),
-    straddle: Straddle = "overlap",
-    eos: EosPolicy | Mapping[str, Any] | None = None,
-    eos_policy: Preset | None = None,
-    filter_fn: Filter | None = None,
-    on_bad_row: OnBadRow = "error",
-    max_bad_share: float = 0.01,
-    max_rows: int | None = None,
-    num_workers: int = 0,
-    cache: bool | str = False,
 ) -> Samples:
     """Samples of plain text, `BOS text EOS` each, every token but the first trained: continued pre-training.
 
@@ -63,75 +46,44 @@ def text_completion_dataset(
 
     Args:
         tokenizer: a tokenizer; without a BOS it adds none.
-        source, data_files, split, name, field, streaming, sample_by: see `open_source`.
+        options: further keyword arguments, see `TextOptions` and `RowOptions`; the whole text is the assistant's.
+        source, sample_by: see `open_source`.
         column: the column that holds the text.
         add_bos, add_eos: put BOS in front of, EOS behind each document.
         response_template: what an answer follows, such as `### Response:`; rows without it have nothing to learn and
             are counted in the report's `spans`.
         instruction_template: where an answer ends and the next question begins, for texts of several turns.
         allow_special: control tokens that are read as such where the text has them; True = all, False = none.
-        spans, straddle, eos, eos_policy: see `instruct_dataset`; the whole text is the assistant's.
-        filter_fn to cache: see `instruct_dataset`.
 
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
     """
     if instruction_template and not response_template:
         raise ConfigError("C09", "instruction_template needs a response_template", fix="set response_template too")
-    rules = EosPolicy.of(eos, preset=eos_policy)
-    if not add_eos and rules.append != "auto":
+    stops = options.stops
+    if not add_eos and stops.append != "auto":
         fix = "leave one of the two out"
-        raise ConfigError("C09", f"add_eos=false contradicts eos.append={rules.append}", fix=fix)
-    rules = rules if add_eos else replace(rules, append="never")
-    policy = MaskPolicy(spans=_rules(spans), straddle=straddle, eos=rules, base="text")
-
-    def parse(row: Row) -> Conversation:
-        (text,) = columns(row, ("text",), {"text": column})
-        if not text.strip():
-            return Conversation([])
-        if response_template is None:
-            return Conversation([Message("assistant", text)])
-        return Conversation(split_responses(text, response_template, instruction_template))
-
-    rows = open_source(
-        source, data_files=data_files, split=split, name=name, field=field, sample_by=sample_by, streaming=streaming
-    )
-    special = _special(tokenizer, allow_special)
-    documents = partial(_text_documents, tokenizer, policy=policy, add_bos=add_bos, special=special)
-    return collect(
-        rows,
-        parse,
-        partial(_count_answers, documents) if response_template else documents,
-        policy=policy,
-        bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
-        filter_fn=filter_fn,
-        max_rows=max_rows,
-        num_workers=num_workers,
-    )
+        raise ConfigError("C09", f"add_eos=false contradicts eos.append={stops.append}", fix=fix)
+    stops = stops if add_eos else replace(stops, append="never")
+    policy = MaskPolicy(spans=options.rules, straddle=options.straddle, eos=stops, base="text")
+    parse = partial(_text, column=column, response=response_template, instruction=instruction_template)
+    documents = partial(
+        _text_documents, tokenizer, policy=policy, add_bos=add_bos, special=_special(tokenizer, allow_special),
+        yields_blanks=response_template is not None,
+    )  # fmt: skip
+    render = partial(_count_answers, documents) if response_template else documents
+    return options.read(source, parse, render, policy, sample_by=sample_by)
 
 
 @cached
+@takes(TextOptions)
 def segments_dataset(
     tokenizer: Tokenizer,
+    options: TextOptions,
     *,
     source: str,
-    data_files: DataFiles | None = None,
-    split: str | None = "train",
-    name: str | None = None,
-    field: str | None = None,
-    streaming: bool = False,
     column_map: ColumnMap | None = None,
     allow_special: bool | Sequence[str] = True,
-    spans: Sequence[SpanRule | Mapping[str, Any]] = (),
-    straddle: Straddle = "overlap",
-    eos: EosPolicy | Mapping[str, Any] | None = None,
-    eos_policy: Preset | None = None,
-    filter_fn: Filter | None = None,
-    on_bad_row: OnBadRow = "error",
-    max_bad_share: float = 0.01,
-    max_rows: int | None = None,
-    num_workers: int = 0,
-    cache: bool | str = False,
 ) -> Samples:
     """Samples of Axolotl's `segments`: texts one after the other, each with a `label` that says whether it is trained.
 
@@ -140,47 +92,23 @@ def segments_dataset(
 
     Args:
         tokenizer: a tokenizer.
+        options: further keyword arguments, see `TextOptions` and `RowOptions`; trained segments are the assistant's.
+        source: see `open_source`.
         column_map: the same as `{segments: NAME}`.
         allow_special: control tokens that are read as such where the texts have them; True = all, False = none.
-        source, data_files, split, name, field, streaming: see `open_source`.
-        spans, straddle, eos, eos_policy: see `instruct_dataset`; trained segments are the assistant's.
-        filter_fn to cache: see `instruct_dataset`.
 
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
     """
-    policy = MaskPolicy(spans=_rules(spans), straddle=straddle, eos=EosPolicy.of(eos, preset=eos_policy))
-    return collect(
-        open_source(source, data_files=data_files, split=split, name=name, field=field, streaming=streaming),
-        partial(segments_format, column_map=column_map),
-        partial(_text_documents, tokenizer, policy=policy, special=_special(tokenizer, allow_special)),
-        policy=policy,
-        bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
-        filter_fn=filter_fn,
-        max_rows=max_rows,
-        num_workers=num_workers,
-    )
+    policy = MaskPolicy(spans=options.rules, straddle=options.straddle, eos=options.stops)
+    render = partial(_text_documents, tokenizer, policy=policy, special=_special(tokenizer, allow_special))
+    return options.read(source, partial(segments_format, column_map=column_map), render, policy)
 
 
 @cached
+@takes(RowOptions)
 def tokenized_dataset(
-    tokenizer: Tokenizer,
-    *,
-    source: str,
-    data_files: DataFiles | None = None,
-    split: str | None = "train",
-    name: str | None = None,
-    field: str | None = None,
-    streaming: bool = False,
-    column_map: ColumnMap | None = None,
-    eos: EosPolicy | Mapping[str, Any] | None = None,
-    eos_policy: Preset | None = None,
-    filter_fn: Filter | None = None,
-    on_bad_row: OnBadRow = "error",
-    max_bad_share: float = 0.01,
-    max_rows: int | None = None,
-    num_workers: int = 0,
-    cache: bool | str = False,
+    tokenizer: Tokenizer, options: RowOptions, *, source: str, column_map: ColumnMap | None = None
 ) -> Samples:
     """Samples of rows that are tokens already: `input_ids`, with `labels`, `completion_mask` or `assistant_masks`.
 
@@ -188,30 +116,31 @@ def tokenized_dataset(
 
     Args:
         tokenizer: the one that the ids are of.
+        options: further keyword arguments, see `RowOptions`; EOS is appended only with `eos.append: always`.
+        source: see `open_source`.
         column_map: expected name -> name in the source; `weights` too.
-        eos, eos_policy: see `EosPolicy`; EOS is appended only with `eos.append: always`.
-        source, data_files, split, name, field, streaming: see `open_source`.
-        filter_fn to cache: see `instruct_dataset`.
 
     Raises:
         DataError, ConfigError: as `instruct_dataset`.
     """
-    policy = MaskPolicy(eos=EosPolicy.of(eos, preset=eos_policy))
+    policy = MaskPolicy(eos=options.stops)
+    render = partial(_ready_documents, policy=policy, tokenizer=tokenizer)
+    return options.read(source, partial(ready_format, column_map=column_map), render, policy)
 
-    def documents(row: Conversation) -> list[Document]:
-        assert isinstance(row, ReadyRow)
-        return [ready_document(row, policy, tokenizer)]
 
-    return collect(
-        open_source(source, data_files=data_files, split=split, name=name, field=field, streaming=streaming),
-        partial(ready_format, column_map=column_map),
-        documents,
-        policy=policy,
-        bad=BadRows(on_bad_row, max_bad_share=max_bad_share, stop_at_first=streaming),
-        filter_fn=filter_fn,
-        max_rows=max_rows,
-        num_workers=num_workers,
-    )
+def _text(row: Row, *, column: str, response: str | None, instruction: str | None) -> Conversation:
+    """The text of a row, cut into prompts and answers where there is a template for that."""
+    (text,) = columns(row, ("text",), {"text": column})
+    if not text.strip():
+        return Conversation([])
+    if response is None:
+        return Conversation([Message("assistant", text)])
+    return Conversation(split_responses(text, response, instruction))
+
+
+def _ready_documents(row: Conversation, *, policy: MaskPolicy, tokenizer: Tokenizer) -> list[Document]:
+    assert isinstance(row, ReadyRow)
+    return [ready_document(row, policy, tokenizer)]
 
 
 def ready_document(row: ReadyRow, policy: MaskPolicy, tokenizer: Tokenizer) -> Document:
@@ -255,8 +184,11 @@ def _text_documents(
     policy: MaskPolicy,
     add_bos: bool = True,
     special: Mapping[str, int] | None = None,
+    yields_blanks: bool = False,
 ) -> list[Document]:
-    rendered = render_segments(tokenizer, conversation.messages, policy, add_bos=add_bos, special=special)
+    rendered = render_segments(
+        tokenizer, conversation.messages, policy, add_bos=add_bos, special=special, yields_blanks=yields_blanks
+    )
     return [Document(rendered, decide(rendered, conversation.messages, policy))]
 
 
@@ -264,12 +196,8 @@ def _count_answers(documents: Callable[[Conversation], list[Document]], conversa
     """The documents, with what the response template found reported as a span rule's finds are."""
     [(rendered, decision)] = documents(conversation)
     answers = sum(message.role == "assistant" for message in conversation.messages)
-    count = SpanCount("response_template", answers, int(np.count_nonzero(decision.mask == 0)))
+    count = SpanCount("response_template", answers, int(np.count_nonzero(decision.mask == 0)), trains=True)
     return [Document(rendered, replace(decision, spans=[*decision.spans, count]))]
-
-
-def _rules(spans: Sequence[SpanRule | Mapping[str, Any]]) -> tuple[SpanRule, ...]:
-    return tuple(map(SpanRule.of, spans))
 
 
 def _special(tokenizer: Tokenizer, allowed: bool | Sequence[str]) -> dict[str, int]:

@@ -59,14 +59,18 @@ class TurnText:
         return moved
 
     def from_own(self, message: Message, start: int, end: int) -> list[tuple[int, int]]:
-        """Ranges of `text` that are the characters `[start, end)` of the message's own text.
+        """Ranges of `text` that are the characters `[start, end)` of the message's own text, or of its reasoning.
+
+        Characters of the reasoning are counted on from the text's; a template may have left them out.
 
         Raises:
             DataError: the template rewrites the text, so that nobody can say which they are (D14).
         """
-        located = [s for s in self.stretches if s.offset >= 0]
+        size = len(message.text)
+        is_reasoning = start >= size
+        located = [s for s in self.stretches if s.offset >= 0 and (s.offset >= size) == is_reasoning]
         if not located:
-            located = [self._found(message)]
+            located = self._found(message, is_reasoning=is_reasoning)
         ranges = []
         for stretch in located:
             first, last = max(start, stretch.offset), min(end, stretch.offset + stretch.size)
@@ -74,9 +78,12 @@ class TurnText:
                 ranges.append((stretch.at + first - stretch.offset, stretch.at + last - stretch.offset))
         return ranges
 
-    def _found(self, message: Message) -> Stretch:
-        """The message's text in a rendering that was made of it in other ways than by copying."""
-        core = message.text.strip()
+    def _found(self, message: Message, *, is_reasoning: bool) -> list[Stretch]:
+        """The message's text or reasoning in a rendering that was made of it in other ways than by copying."""
+        own = message.reasoning_text if is_reasoning else message.text
+        core = own.strip()
+        if is_reasoning and core not in self.text:
+            return []
         if not core or self.text.count(core) != 1:
             raise DataError(
                 "D14",
@@ -84,7 +91,8 @@ class TurnText:
                 "told apart in what it writes",
                 fix="use a regex, tag or json_path rule, which look at what the template writes",
             )
-        return Stretch(0, self.text.index(core), len(core), message.text.index(core))
+        offset = own.index(core) + (len(message.text) if is_reasoning else 0)
+        return [Stretch(0, self.text.index(core), len(core), offset)]
 
 
 class Tokens(NamedTuple):

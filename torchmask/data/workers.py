@@ -3,12 +3,18 @@
 Linux forks the workers: nothing has to be pickled but rows and results, and they start at once. A worker touches
 neither torch nor a device, and its tokenizer starts no threads of its own, which is what makes forking safe. Elsewhere
 processes are spawned, which needs functions that can be pickled and a main module that can be imported.
+
+Workers end with the process that started them, however it ends: they hold each other's queues open, so the end of a
+queue would never tell them.
 """
 
+import ctypes
 import gc
 import os
 import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,6 +29,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+_WATCH_SECONDS = 0.5
 
 _function: Callable[[Any], Any]  # what a worker does; set in its own process
 
@@ -45,7 +52,11 @@ def in_workers(
         yield from map(function, tasks)
         return
     method = start_method or START_METHOD
-    pool = ProcessPoolExecutor(num_workers, get_context(method), initializer=_start, initargs=(function,))
+    # Linux tells a child that the thread which forked it has ended, so another thread than the main one says too much.
+    is_told = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+    pool = ProcessPoolExecutor(
+        num_workers, get_context(method), initializer=_start, initargs=(function, os.getpid(), is_told)
+    )
     under_way: deque[Future[Result]] = deque()
     is_done = False
     try:
@@ -98,15 +109,33 @@ def in_threads(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Ite
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(function: Callable[[Any], Any]) -> None:
+def _start(function: Callable[[Any], Any], parent: int, is_told: bool) -> None:
     global _function
     _function = function
+    _end_with(parent, is_told)
     gc.freeze()  # what was inherited lives as long as the worker; looking through it again and again costs 5 %
     gc.set_threshold(50_000, 20, 20)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each: the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def _end_with(parent: int, is_told: bool) -> None:
+    """Ends this process when its parent does: by a signal of Linux's, else by looking who the parent is now."""
+    if is_told:
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+        is_told = ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0) == 0
+    if not is_told:
+        Thread(target=_watch, args=(parent,), daemon=True).start()
+    elif os.getppid() != parent:  # it ended before the signal was asked for
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 def _run(task: Any) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchmask.modules.mlp import Activation
-from torchmask.modules.rope_scaling import LongRopeScaling, RopeScaling
+from torchmask.modules.rope_scaling import BY_LENGTH, LongRopeScaling, RopeScaling
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,12 @@ class DecoderSpec:
         if self.window_rope_base is not None and self.window_of(layer) is not None:
             return self.window_rope_base, self.window_rope_scaling
         return self.rope_base, self.rope_scaling
+
+    @property
+    def rope_changes_after(self) -> int | None:
+        """Documents of more tokens than this rotate by frequencies that depend on their length; None = none do."""
+        scalings = (self.rope_scaling, self.window_rope_scaling)
+        return next((s.original_max_seq_len for s in scalings if isinstance(s, BY_LENGTH)), None)
 
     @property
     def rope_switches_after(self) -> int | None:

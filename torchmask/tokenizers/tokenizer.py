@@ -126,6 +126,11 @@ class Tokenizer:
                 markers=self._writable,
             )
 
+    @property
+    def num_added(self) -> int:
+        """Tokens that were added here; those that the folder's files add are its own."""
+        return len(self._added)
+
     def add_tokens(self, tokens: Sequence[str] | str, special: bool = True) -> int:
         """Puts tokens behind the vocabulary, as control tokens; returns how many there were not before.
 

@@ -1,6 +1,13 @@
 """What a training recipe is made of: runs, steps, optimizers, checkpoints, metrics, and what a person sees."""
 
-from torchmask.training.checkpoint import find_checkpoints, load_tensors, restore_rng, save_checkpoint, verify
+from torchmask.training.checkpoint import (
+    find_checkpoints,
+    load_rank_state,
+    load_tensors,
+    restore_rng,
+    save_checkpoint,
+    verify,
+)
 from torchmask.training.console import Console
 from torchmask.training.distributed import clip_grad_norm, inference, materialise, model_tensors, shard
 from torchmask.training.loss_curve import loss_png
@@ -11,12 +18,12 @@ from torchmask.training.metrics import MetricsLog, peak_memory_gib, read_metrics
 from torchmask.training.muon import MuonAdamW
 from torchmask.training.optim import Optimizer, build_optimizer
 from torchmask.training.record import write_record
-from torchmask.training.resume import check_belongs, choose_checkpoint
+from torchmask.training.resume import check_belongs, choose_checkpoint, load_checkpoint
 from torchmask.training.run import Run, choose_device, start_run
 from torchmask.training.schedules import constant_schedule, cosine_schedule, linear_schedule, wsd_schedule
 from torchmask.training.seed import rng_state, seed_everything, set_rng_state
 from torchmask.training.speed import Speed
-from torchmask.training.steps import StepPlan, due, plan_steps, step_rows, validation_rows
+from torchmask.training.steps import StepPlan, check_finite, due, plan_steps, step_rows, validation_rows
 
 __all__ = [
     "Console",
@@ -32,6 +39,7 @@ __all__ = [
     "WandBLogger",
     "build_optimizer",
     "check_belongs",
+    "check_finite",
     "checkpoint_activations",
     "choose_checkpoint",
     "choose_device",
@@ -43,6 +51,8 @@ __all__ = [
     "find_checkpoints",
     "inference",
     "linear_schedule",
+    "load_checkpoint",
+    "load_rank_state",
     "load_tensors",
     "loss_png",
     "materialise",

@@ -4,6 +4,7 @@
       manifest.json           {file: {bytes, sha256}}, written last
       state.json              step, counters, world size, fingerprints, versions
       rng-rank00000.safetensors
+      data-rank00000.json     the rank's place in a stream; only of recipes that read one
       model/*.safetensors     sharded as the ranks hold it, read back on any number of ranks
       optim/*.safetensors
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from torchmask.errors import EnvironmentFault, WeightsError
+from torchmask.errors import ConfigError, EnvironmentFault, WeightsError
 from torchmask.training.run import Run, any_rank
 from torchmask.training.seed import rng_state, set_rng_state
 
@@ -50,12 +51,14 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     keep_last_n: int | None,
+    rank_state: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a checkpoint of all ranks, then deletes the oldest ones beyond `keep_last_n`; collective.
 
     Args:
         tensors: `{"model": {fqn: tensor}, "optim": {name: tensor}}`, whole tensors or DTensors.
         state: JSON-able; `step` and `world_size` are added.
+        rank_state: JSON-able, what only this rank knows, such as its place in a stream.
 
     Raises:
         EnvironmentFault: it could not be written (disk full, permission), also not after old checkpoints were
@@ -64,10 +67,11 @@ def save_checkpoint(
     folder = checkpoint_dir(run, step)
     if folder.exists():  # saved already, for instance by a step that is also the end of an epoch
         return folder
-    problem = _try_to_save(run, folder, tensors, {**state, "step": step, "world_size": run.world_size})
+    whole_state = {**state, "step": step, "world_size": run.world_size}
+    problem = _try_to_save(run, folder, tensors, whole_state, rank_state)
     if problem is not None:
         delete_old_checkpoints(run, keep_last_n)
-        problem = _try_to_save(run, folder, tensors, {**state, "step": step, "world_size": run.world_size})
+        problem = _try_to_save(run, folder, tensors, whole_state, rank_state)
     if problem is not None:
         good = find_checkpoints(run.checkpoints_dir)
         raise EnvironmentFault(
@@ -82,14 +86,18 @@ def save_checkpoint(
 
 
 def _try_to_save(
-    run: Run, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    run: Run,
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    rank_state: Mapping[str, Any] | None,
 ) -> str | None:
     """Writes and renames; what went wrong on some rank, or None."""
     temporary = folder.with_name(_TEMPORARY + folder.name)
     steps: tuple[Callable[[], None], ...] = (
         lambda: _make_empty(temporary) if run.is_main else None,
         lambda: _write_tensors(run, temporary, tensors),
-        lambda: save_file(rng_state(), temporary / _rng_file(run.rank)),
+        lambda: _write_own(run, temporary, rank_state),
         lambda: _seal(temporary, folder, state) if run.is_main else None,
     )
     for write in steps:  # after each one all ranks agree whether to go on, so none waits for a rank that gave up
@@ -109,6 +117,13 @@ def _try_to_save(
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _write_own(run: Run, folder: Path, rank_state: Mapping[str, Any] | None) -> None:
+    """What every rank has of its own: random states, its place in a stream."""
+    save_file(rng_state(), folder / _rng_file(run.rank))
+    if rank_state is not None:
+        (folder / _data_file(run.rank)).write_text(json.dumps(dict(rank_state)))
 
 
 def _write_tensors(run: Run, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -226,6 +241,35 @@ def restore_rng(run: Run, folder: Path) -> None:
     file = folder / _rng_file(run.rank)
     if file.exists():
         set_rng_state(load_file(file))
+
+
+def load_rank_state(run: Run, folder: Path) -> dict[str, Any]:
+    """The `rank_state` that this rank saved in a verified checkpoint.
+
+    Raises:
+        ConfigError: K08, the checkpoint is of another number of ranks, or of a recipe that saves none.
+    """
+    saved = load_state(folder)["world_size"]
+    if saved != run.world_size or not (folder / _data_file(run.rank)).exists():
+        s = "es" if saved > 1 else ""
+        have = f"the places of {saved} process{s} in the stream" if _has_data(folder) else "no place in a stream"
+        raise ConfigError(
+            "K08",
+            f"the checkpoint has {have}, this run has {run.world_size} process{'es' if run.world_size > 1 else ''}",
+            where=str(folder),
+            fix=f"resume with --nproc-per-node {saved} and the recipe that saved it; or start a new run in another "
+            "output_dir from the weights of this one (checkpoint_dir)",
+        )
+    loaded: dict[str, Any] = json.loads((folder / _data_file(run.rank)).read_text())
+    return loaded
+
+
+def _has_data(folder: Path) -> bool:
+    return (folder / _data_file(0)).exists()
+
+
+def _data_file(rank: int) -> str:
+    return f"data-rank{rank:05d}.json"
 
 
 def _rng_file(rank: int) -> str:

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -61,34 +61,39 @@ class Console:
         self,
         *,
         model: nn.Module,
-        packs: Mapping[str, Any],
-        plan: StepPlan,
+        packs: Mapping[str, Any] | None = None,
+        plan: StepPlan | None = None,
         optimizer: str,
         run: Run,
         weights: str | Path | None = None,
         schedule: object = None,
         first_step: int = 0,
+        facts: Sequence[tuple[str, str]] = (),
     ) -> None:
         """What will be trained, on what, in how many steps.
 
         Args:
-            packs: the packed dataset's report.
+            packs: the packed dataset's report, with
+            plan: what its steps consist of; or
+            facts: what a recipe without them says of its data and steps, (label, text) a line.
             optimizer: its description.
             weights: where they come from; None = random ones.
             schedule: anything whose `str` says what the learning rate does.
             first_step: steps done by the checkpoint that the run goes on from.
         """
-        facts = [
+        data = list(facts)
+        if packs is not None and plan is not None:
+            data += [("data", _data_line(packs)), ("trained", _trained_line(packs))]
+            data += [("steps", _steps_line(plan, run, packs, first_step))]
+        lines = [
             ("model", _model_line(model, weights)),
-            ("data", _data_line(packs)),
-            ("trained", _trained_line(packs)),
-            ("steps", _steps_line(plan, run, packs, first_step)),
+            *data,
             ("optimizer", optimizer),
             ("schedule", "" if schedule is None else str(schedule)),
             ("device", _device_line(run)),
             ("output", str(run.output_dir)),
         ]
-        self._panel("torchmask", facts)
+        self._panel("torchmask", lines)
 
     def track(self, steps: Iterable[int], num_steps: int) -> Iterator[int]:
         """The steps (counted from 0), one by one, with progress shown towards `num_steps`."""
@@ -185,7 +190,7 @@ class Console:
         ]
         text = "  " + "  ".join(words)
         width = max(min(40, rich_console.width - len(text) - 1), 8)
-        num_filled = width * self._pace.done // self._pace.num_steps
+        num_filled = min(width * self._pace.done // self._pace.num_steps, width)
         bar = Text("━" * num_filled, style="green" if finished else "cyan")
         bar.append("━" * (width - num_filled), style="bright_black").append(text, style="default")
         bar.truncate(rich_console.width - 1)  # a line that wraps could not be erased
@@ -259,7 +264,7 @@ class _Pace:
 
     @property
     def num_left(self) -> int:
-        return self.num_steps - self.done
+        return max(self.num_steps - self.done, 0)  # a stream may be longer than it was taken for
 
     @property
     def num_timed(self) -> int:

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from torchmask.errors import ConfigError, WeightsError
-from torchmask.training.checkpoint import checkpoint_dir, find_checkpoints, load_state, verify
+from torchmask.modules import Decoder
+from torchmask.training.checkpoint import (
+    checkpoint_dir,
+    find_checkpoints,
+    load_state,
+    load_tensors,
+    restore_rng,
+    verify,
+)
+from torchmask.training.distributed import model_tensors
+from torchmask.training.optim import Optimizer
 from torchmask.training.run import Run
 
 
@@ -102,3 +112,16 @@ def check_belongs(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
             fix="set them back, or start a new run in another output_dir",
         )
     return state
+
+
+def load_checkpoint(run: Run, folder: Path, model: Decoder, optimizer: Optimizer) -> None:
+    """Weights, optimizer and random states as they were when the checkpoint was saved; collective.
+
+    Raises:
+        WeightsError: K09, a tensor is missing or has another shape.
+    """
+    load_tensors(run, folder, "model", model_tensors(model))
+    table = optimizer.state_dict()
+    load_tensors(run, folder, "optim", table)
+    optimizer.load_state_dict(table)
+    restore_rng(run, folder)

@@ -4,13 +4,14 @@ Rows are permuted by (seed, epoch); optimizer step b of an epoch owns the global
 its r-th share, in micro-batches. So a run resumes from its step number alone, on any number of ranks that keeps G.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from torchmask.errors import ConfigError, DataError
+from torchmask.errors import ConfigError, DataError, DivergedError
 from torchmask.training.run import Run, ranks_share
 
 _FILLER = -1
@@ -127,3 +128,22 @@ def due(done: int, every: int | None, otherwise: bool) -> bool:
     (True, False, True)
     """
     return done % every == 0 if every else otherwise
+
+
+def check_finite(loss: float, grad_norm: float, *, step: int) -> None:
+    """Stops a run before an update that would spoil its weights.
+
+    Args:
+        loss: of all ranks, so that all stop at the same step.
+        grad_norm: before clipping.
+        step: counted from 1.
+
+    Raises:
+        DivergedError: R01, one of the two is not finite.
+    """
+    if not math.isfinite(loss + grad_norm):
+        raise DivergedError(
+            "R01",
+            f"loss {loss:g}, gradient norm {grad_norm:g} at step {step}; the weights were not updated",
+            fix="lower optimizer.lr, warm up longer, or look at this step's rows; the last checkpoint stands",
+        )

@@ -1,0 +1,333 @@
+"""The streaming recipe as users run it: one process or two, killed, stopped, resumed, to the end of its sources."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torchmask.cli.main import main
+from torchmask.config import load_recipe
+from torchmask.models import from_config, save_pretrained
+
+REPO = Path(__file__).parent.parent
+NUM_STEPS = 10
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    """A user's folder: a copy of the recipe, a random tiny model with a tokenizer, two files of rows, a config."""
+    folder = tmp_path_factory.mktemp("workplace")
+    shutil.copy(REPO / "recipes/pretrain.py", folder / "my_pretrain.py")
+    base = folder / "base"
+    base.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(REPO / "configs/tiny/base" / name, base)
+    config = json.loads((REPO / "configs/tiny/base/config.json").read_text())
+    config |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    save_pretrained(from_config(config), base)
+    generator = random.Random(0)
+    words = ("Geros", "Nanim", "works", "lives", "for", "in", "the", "Pokil", "sails", "on")
+    texts = [" ".join(generator.choices(words, k=generator.randint(4, 20))) for _ in range(400)]
+    write(folder / "text.jsonl", [{"text": text} for text in texts])
+    write(folder / "chat.jsonl", [chat(text) for text in texts[:150]])
+    (folder / "my.yaml").write_text(
+        f"""# pretrain: a test
+output_dir: {folder}/out
+model: {{_component_: torchmask.models.from_pretrained, folder: {base}}}
+tokenizer: {{_component_: torchmask.tokenizers.from_pretrained, folder: "${{model.folder}}"}}
+sources:
+  - {{dataset: {{_component_: torchmask.data.text_completion_dataset, source: {folder}/text.jsonl}}, weight: 3}}
+  - {{dataset: {{_component_: torchmask.data.chat_dataset, source: {folder}/chat.jsonl}}, weight: 1}}
+window: 24
+repeat: true
+packing: {{max_seq_len: 128}}
+num_steps: {NUM_STEPS}
+batch_size: 2
+optimizer: {{_component_: torch.optim.AdamW, lr: 3.0e-3}}
+lr_scheduler: {{_component_: torchmask.training.cosine_schedule, num_warmup_steps: 1}}
+save_every_n_steps: 1
+device: cpu
+"""
+    )
+    return folder
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def chat(text):
+    first, *rest = text.split(" ")
+    return {"messages": [{"role": "user", "content": first}, {"role": "assistant", "content": " ".join(rest)}]}
+
+
+def command(workplace, output, *overrides, nproc=1):
+    launch = ["--nproc-per-node", str(nproc)] if nproc > 1 else []
+    words = [sys.executable, "-m", "torchmask", "run", *launch, str(workplace / "my_pretrain.py")]
+    return [*words, "--config", str(workplace / "my.yaml"), f"output_dir={output}", *overrides]
+
+
+def start(*args, **kwargs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the same arithmetic whatever the machine is busy with
+    return subprocess.Popen(
+        command(*args, **kwargs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def run(*args, expect=0, **kwargs):
+    process = start(*args, **kwargs)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, f"exit code {process.returncode}:\n{text}"
+    return text
+
+
+def here(workplace, output, *overrides):
+    return main(["run", *command(workplace, output, *overrides)[4:]])
+
+
+def metrics(output):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return rows
+
+
+def losses(output):
+    """The exact losses by step: equal strings are equal bits."""
+    return [row["loss"].hex() for row in metrics(output)]
+
+
+def weights(output):
+    return hashlib.sha256((output / "final/model.safetensors").read_bytes()).hexdigest()
+
+
+def wait_for_step(output, step, process):
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        file = output / "metrics.jsonl"
+        if file.exists() and file.read_text().count("\n") >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def children(pid):
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+@pytest.fixture(scope="session")
+def unbroken(workplace, tmp_path_factory):
+    """Runs from beginning to end, by number of processes."""
+    outputs = {}
+    for nproc in (1, 2):
+        outputs[nproc] = tmp_path_factory.mktemp(f"whole{nproc}") / "out"
+        run(workplace, outputs[nproc], nproc=nproc)
+    return outputs
+
+
+def test_a_run_leaves_what_the_docs_promise_and_its_loss_falls(unbroken):
+    output = unbroken[1]
+    for name in ("config.yaml", "run.json", "metrics.jsonl", "logs", "final", "loss.png", "masks.html"):
+        assert (output / name).exists(), name
+    assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["step-00000009", "step-00000010"]
+    rows = metrics(output)
+    assert len(rows) == NUM_STEPS
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    assert "loss/eos" in rows[-1] and "loss/text" in rows[-1]
+
+
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_killed_run_resumes_bit_for_bit(workplace, tmp_path, nproc, unbroken):
+    output = tmp_path / "out"
+    process = start(workplace, output, nproc=nproc)
+    wait_for_step(output, random.Random().randint(2, NUM_STEPS - 2), process)
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    run(workplace, output, "resume_from_checkpoint=true", nproc=nproc)
+    assert losses(output) == losses(unbroken[nproc])
+    assert weights(output) == weights(unbroken[nproc])
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_saves_exits_75_and_the_resumed_run_is_bit_for_bit_the_same(workplace, tmp_path, nproc, unbroken):
+    output = tmp_path / "out"
+    process = start(workplace, output, "save_every_n_steps=null", nproc=nproc)
+    wait_for_step(output, 3, process)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, text
+    assert "stopped by SIGTERM" in text and "Traceback" not in text
+    run(workplace, output, "save_every_n_steps=null", "resume_from_checkpoint=true", nproc=nproc)
+    assert losses(output) == losses(unbroken[nproc])
+    assert weights(output) == weights(unbroken[nproc])
+
+
+def test_another_number_of_processes_is_refused_with_the_way_out(workplace, tmp_path, capfd, unbroken):
+    output = tmp_path / "out"
+    shutil.copytree(unbroken[2], output)
+    assert here(workplace, output, "resume_from_checkpoint=true", "num_steps=12") == 2
+    text = capfd.readouterr().err
+    assert "error[K08]" in text and "--nproc-per-node 2" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("change", ["window=25", "sources.0.weight=2", "repeat=false", "seed=1", "batch_size=1"])
+def test_what_decides_the_data_cannot_change_on_the_way(workplace, tmp_path, capfd, unbroken, change):
+    output = tmp_path / "out"
+    shutil.copytree(unbroken[1], output)
+    assert here(workplace, output, "resume_from_checkpoint=true", change) == 2
+    assert "error[K09]" in capfd.readouterr().err
+
+
+def test_a_source_that_changed_on_the_way_is_refused(workplace, tmp_path, capfd, unbroken):
+    output, source = tmp_path / "out", tmp_path / "text.jsonl"
+    shutil.copytree(unbroken[1], output)
+    source.write_text((workplace / "text.jsonl").read_text() + '{"text": "one more"}\n')
+    assert here(workplace, output, "resume_from_checkpoint=true", f"sources.0.dataset.source={source}") == 4
+    assert "error[D18]" in capfd.readouterr().err
+
+
+def test_more_steps_go_on_from_a_finished_run(workplace, tmp_path, unbroken, capfd):
+    output = tmp_path / "out"
+    shutil.copytree(unbroken[1], output)
+    assert here(workplace, output, "resume_from_checkpoint=true", f"num_steps={NUM_STEPS + 2}") == 0
+    assert f"going on after step {NUM_STEPS}" in capfd.readouterr().out
+    assert losses(output)[:NUM_STEPS] == losses(unbroken[1]) and len(metrics(output)) == NUM_STEPS + 2
+
+
+def test_the_weights_of_the_mixture_are_those_of_what_was_trained(workplace, tmp_path, monkeypatch):
+    recipe = load_recipe(workplace / "my_pretrain.py")
+    seen = []
+    collate = recipe.collate
+
+    def watching(rows, pad_to=None):
+        seen.extend(rows)
+        return collate(rows, pad_to)
+
+    monkeypatch.setattr(recipe, "collate", watching)
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [{"input_ids": [0, ord(name), 2]} for _ in range(30)])
+    parts = ", ".join(
+        f"{{dataset: {{_component_: torchmask.data.tokenized_dataset, source: {tmp_path}/{name}.jsonl}}, weight: {w}}}"
+        for name, w in (("a", 0.75), ("b", 0.25))
+    )
+    options = [f"sources=[{parts}]", "window=40", "packing.max_seq_len=12", "num_steps=20", "save_every_n_steps=null"]
+    assert here(workplace, tmp_path / "out", *options) == 0
+    tokens = [token for pack in seen for token in pack.tokens.tolist()]
+    counts = {name: tokens.count(ord(name)) for name in ("a", "b")}
+    assert sum(counts.values()) == 20 * 2 * 4
+    assert counts["a"] / sum(counts.values()) == pytest.approx(0.75, abs=0.02)
+
+
+def test_validation_rows_are_measured_at_the_end_and_when_asked_for(workplace, tmp_path):
+    val = f"dataset_val={{_component_: torchmask.data.chat_dataset, source: {workplace}/chat.jsonl}}"
+    assert here(workplace, tmp_path / "out", val, "num_steps=5", "run_val_every_n_steps=2") == 0
+    rows = metrics(tmp_path / "out")
+    assert [row["step"] for row in rows if "val_loss" in row] == [2, 4, 5]
+    assert rows[4]["val_loss"] < rows[1]["val_loss"]
+
+
+TO_THE_END = ("repeat=false", "num_steps=null", "schedule_steps=30", "save_every_n_steps=null")
+
+
+def test_sources_are_trained_to_their_end_and_a_rest_is_named(workplace, tmp_path, capfd):
+    assert here(workplace, tmp_path / "out", *TO_THE_END, "batch_size=3") == 0
+    out = capfd.readouterr().out
+    rows = metrics(tmp_path / "out")
+    assert f"the sources ended after step {len(rows)}: of the 3 rows for another one process 0 had" in out
+    assert "documents packed: 400 of text.jsonl, 150 of chat.jsonl" in out
+    assert [p.name for p in (tmp_path / "out/checkpoints").iterdir()] == [f"step-{len(rows):08d}"]
+    assert here(workplace, tmp_path / "out", *TO_THE_END, "batch_size=3", "resume_from_checkpoint=true") == 0
+    assert len(metrics(tmp_path / "out")) == len(rows)
+
+
+def test_ranks_end_together_with_the_first_that_has_no_full_step(workplace, tmp_path):
+    """Six windows of 100 rows of which rank 1 has the last, which is half empty: it ends first."""
+    text = run(workplace, tmp_path / "out", *TO_THE_END, "window=100", "batch_size=4", nproc=2)
+    assert "process 1 had" in text and "process 0 had" not in text
+    assert len(metrics(tmp_path / "out")) >= 3
+
+
+def test_sources_too_short_for_one_step_are_an_error(workplace, tmp_path, capfd):
+    fails(workplace, tmp_path, capfd, *TO_THE_END, "batch_size=500", code=3, match="of the 500 rows that it takes")
+
+
+@pytest.mark.slow
+def test_a_process_without_a_window_ends_the_run_of_all(workplace, tmp_path):
+    text = run(workplace, tmp_path / "out", *TO_THE_END, "window=1000", nproc=2, expect=3)
+    assert "error[D05]" in text and "process 1 had 0 of the 2 rows" in text and "Traceback" not in text
+
+
+# Bad input: found before weights are loaded
+
+
+def fails(workplace, tmp_path, capfd, *overrides, code, match):
+    assert here(workplace, tmp_path / "out", *overrides) == code
+    text = capfd.readouterr().err
+    assert match in text and "error[" in text and "Traceback" not in text, text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("sources.0.wieght=1", "did you mean 'sources.0.weight'"),
+        ("sources.1.dataset.colum=x", "did you mean 'column_map'"),
+        ("sources.1.weight=0", "my.yaml"),
+        ("sources.1.weight=many", "'sources.1.weight'"),
+        ("sources=[]", "there are none"),
+        ("sources={a: 1}", "wants a list of dataset, weight"),
+        ("sources.0.dataset._component_=os.system", "is refused"),
+        ("num_steps=null", "repeated sources have no end"),
+        ("window=0", "window is 0"),
+        ("packing.strategy=bestfit", "did you mean best_fit"),
+    ],
+)
+def test_wrong_keys_are_named_before_anything_is_read(workplace, tmp_path, capfd, override, match):
+    wrong_place = override == "sources.1.weight=0"
+    fails(workplace, tmp_path, capfd, override, code=2, match="sources.1.weight" if wrong_place else match)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_open_end_needs_a_number_of_steps_for_the_schedule(workplace, tmp_path, capfd):
+    fails(workplace, tmp_path, capfd, "num_steps=null", "repeat=false", code=2, match="schedule_steps")
+
+
+def test_a_missing_source_is_found_by_the_run_and_by_validate(workplace, tmp_path, capfd):
+    override = f"sources.1.dataset.source={tmp_path}/none.jsonl"
+    fails(workplace, tmp_path, capfd, override, code=3, match="none.jsonl")
+    assert main(["validate", "--config", str(workplace / "my.yaml"), override]) == 2
+    assert "sources.1.dataset.source" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["cache: true", "max_rows: 5"])
+def test_arguments_that_need_all_rows_are_refused(workplace, tmp_path, capfd, argument):
+    dataset = f"{{_component_: torchmask.data.chat_dataset, source: {workplace}/chat.jsonl, {argument}}}"
+    fails(workplace, tmp_path, capfd, f"sources.1.dataset={dataset}", code=2, match=argument.split(":")[0])
+
+
+@pytest.mark.slow
+def test_a_bad_row_far_into_a_source_ends_the_run_and_names_its_place(workplace, tmp_path):
+    source = tmp_path / "text.jsonl"
+    source.write_text((workplace / "text.jsonl").read_text() + "{\n")
+    text = run(workplace, tmp_path / "out", *TO_THE_END, f"sources.0.dataset.source={source}", nproc=2, expect=3)
+    assert "text.jsonl:401" in text and "not valid JSON" in text and "Traceback" not in text
+
+
+def test_the_tokenizer_of_another_model_is_found_before_its_weights_are_read(workplace, tmp_path, capfd):
+    base = tmp_path / "base"
+    shutil.copytree(workplace / "base", base)
+    config = {**json.loads((base / "config.json").read_text()), "vocab_size": 100}
+    (base / "config.json").write_text(json.dumps(config))
+    fails(workplace, tmp_path, capfd, f"model.folder={base}", code=4, match="100 embeddings")
