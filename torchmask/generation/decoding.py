@@ -11,7 +11,8 @@ Legend: B rows, T slots of the longest prompt, N tokens to generate, V vocab_siz
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,23 +80,19 @@ def generate(
     room = [num_new_tokens(model, len(prompt), max_new_tokens, max_seq_len) for prompt in prompts]
     budgets = torch.tensor(room, device=device)
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.int64, device=device)
+    uniforms = None
     if temperature > 0:
         seed = secrets.randbits(64) if seed is None else seed
         draws = [uniforms_of(seed, first_index + i, max(room)) for i in range(len(prompts))]
         uniforms = torch.stack(draws).to(device)  # [B, N]
+    choose = partial(_choose, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
 
     running = _Running(model, prompts, num_steps=max(room), prefix=prefix)
     num_kept = torch.zeros_like(running.rows)
     finished = torch.zeros_like(running.rows, dtype=torch.bool)
     with _evaluating(model):
         for step in range(max(room)):
-            logits = running.logits(step)
-            if temperature > 0:
-                chances = uniforms[running.rows, step]
-                token = sample(logits, chances, temperature=temperature, top_k=top_k, top_p=top_p)
-            else:
-                token = logits.argmax(-1)
-
+            token = choose(running.logits(step), running.rows, step)
             finished |= torch.isin(token, stops)
             num_kept[running.rows] += ~finished
             if on_token is not None:
@@ -109,6 +106,11 @@ def generate(
                 running.keep((~finished).nonzero()[:, 0])
                 finished = torch.zeros_like(running.rows, dtype=torch.bool)
     return [row[:length] for row, length in zip(running.new_tokens.tolist(), num_kept.tolist())]
+
+
+def _choose(uniforms: Tensor | None, logits: Tensor, rows: Tensor, step: int, **options: Any) -> Tensor:
+    """[B'] tokens: the most probable ones, or drawn by each prompt's own random numbers ([B, N])."""
+    return logits.argmax(-1) if uniforms is None else sample(logits, uniforms[rows, step], **options)
 
 
 class _Running:
