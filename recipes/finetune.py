@@ -188,7 +188,8 @@ def main(cfg: Config) -> None:
 
         model = instantiate(cfg.model, dtype=cfg.dtype, device="meta")
         if tokenizer.num_added:  # rows for the configuration's own tokens
-            resize_embeddings(model, max(tokenizer.vocab_size, model.spec.vocab_size))
+            size = resize_embeddings(model, max(tokenizer.vocab_size, model.spec.vocab_size))
+            console.say(f"{tokenizer.num_added} tokens added to the vocabulary; the embedding has {size:,} rows now")
         for rows in filter(None, (packs, packs_val)):
             rows.check_fits(model.spec, warn=console.say)
         checkpoint_activations(model, cfg.enable_activation_checkpointing)

@@ -65,6 +65,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError("C13", f"batch_size is {self.batch_size}, must be at least 1", where="batch_size")
+        if "" in self.stop:
+            raise ConfigError("C13", "an empty text is in everything", where="stop", fix="leave it out")
+        if self.prompt and self.prompts_file:
+            raise ConfigError("C09", "prompt and prompts_file are both set", fix="leave one of them out")
         if (
             self.output_file
             and self.prompts_file
@@ -99,12 +103,12 @@ def main(cfg: Config) -> None:
     check_lengths(prompts, architecture.max_seq_len)  # before the weights are read
     model = from_pretrained(cfg.checkpoint_dir, dtype=cfg.dtype, device=device)
 
-    is_streamed = len(prompts) == 1 and sys.stdout.isatty() and not cfg.stop
+    is_streamed = len(prompts) == 1 and sys.stdout.isatty()
     num_tokens, start_time = 0, time.perf_counter()
     with open_output(cfg.output_file) as output:
         for first in range(0, len(prompts), cfg.batch_size):
             batch = prompts[first : first + cfg.batch_size]
-            stream = TextStream(tokenizer, context=context_of(batch[0]))
+            stream = TextStream(tokenizer, context=context_of(batch[0]), stop=cfg.stop)
             completions = generate(
                 model,
                 [prompt.tokens for prompt in batch],
@@ -150,7 +154,9 @@ def read_prompts(cfg: Config, tokenizer: Tokenizer) -> Iterator[Prompt]:
         if row.error is not None:
             raise row.error
         given = row.values.get("prompt", row.values.get("text") if cfg.prompts_file.endswith(".txt") else None)
-        if isinstance(given, str) and given:
+        if given == "":
+            raise DataError("D06", "the prompt is empty", where=row.where, fix="write one, or remove the row")
+        if isinstance(given, str):
             yield tokenized(cfg, tokenizer, given, is_chat=is_chat, where=row.where)
         elif "messages" in row.values:
             yield conversation(cfg, tokenizer, row)
@@ -180,6 +186,8 @@ def conversation(cfg: Config, tokenizer: Tokenizer, row: Row) -> Prompt:
     if isinstance(turns, list):
         while turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
             turns = turns[:-1]
+        if turns and all(isinstance(turn, dict) and turn.get("role") == "system" for turn in turns):
+            raise DataError("D06", "there is no message to answer", where=row.where, fix="add the user's message")
         # chat_format checks rows for training, which end with an answer
         answered = [*turns, {"role": "assistant", "content": "..."}] if turns else []
         row = Row(row.source, row.number, {**row.values, "messages": answered})
@@ -220,8 +228,13 @@ def context_of(prompt: Prompt) -> list[int]:
 
 
 def show_as_it_comes(stream: TextStream) -> OnToken:
-    """Prints each token's text at once."""
-    return lambda index, token: print(stream.push(token), end="", flush=True)
+    """Prints each token's text at once, until a text of `stop` comes."""
+
+    def show(index: int, token: int) -> bool:
+        print(stream.push(token), end="", flush=True)
+        return stream.is_stopped
+
+    return show
 
 
 def watch_for(texts: list[str], tokenizer: Tokenizer) -> OnToken | None:

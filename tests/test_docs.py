@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -305,3 +306,16 @@ def test_documented_error_ids_are_those_of_the_code():
     used = {id for path in sources for id in re.findall(r'"([CDWKR]\d\d)"', path.read_text(encoding="utf-8"))}
     text = (REPO / "docs" / "errors.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^### ([A-Z]\d\d)$", text, flags=re.MULTILINE)) <= used
+
+
+def test_the_table_of_families_has_every_type_and_the_number_of_its_cases():
+    from torchmask.models import FAMILIES
+
+    rows = re.findall(r"^\| (`[a-z0-9_`, ]+`) \|.*\| (\d+) \|$", (REPO / "docs/families.md").read_text(), re.MULTILINE)
+    cases = [json.loads(path.read_text())["model_type"] for path in (REPO / "tests/models/configs").glob("*.json")]
+    listed = {}
+    for names, count in rows:
+        types = re.findall(r"`([a-z0-9_]+)`", names)
+        listed[tuple(types)] = int(count)
+    assert {name for types in listed for name in types} == set(FAMILIES)
+    assert listed == {types: sum(cases.count(name) for name in types) for types in listed}

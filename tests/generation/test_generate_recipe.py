@@ -162,6 +162,35 @@ def test_one_prompt_is_streamed_to_a_terminal(run, checkpoint, monkeypatch):
     assert len([piece for piece in pieces if piece.strip()]) > 4
 
 
+def test_a_stop_text_ends_a_streamed_completion_and_is_never_shown(run, checkpoint, monkeypatch):
+    _, (free,) = run(checkpoint, prompt="Once", max_new_tokens=30)
+    stop = free["completion"][10:14]
+    whole, (record,) = run(checkpoint, prompt="Once", max_new_tokens=30, stop=[stop])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    streamed, (again,) = run(checkpoint, prompt="Once", max_new_tokens=30, stop=[stop])
+    assert streamed == whole and again == record and stop not in streamed and record["num_tokens"] < 30
+
+
+def test_every_option_reaches_the_generation(run, recipe, checkpoint, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(recipe, "generate", lambda model, prompts, **options: seen.update(options) or [[5]])
+    options = {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "seed": 11, "max_new_tokens": 8, "prefix": "bidirectional"}
+    run(checkpoint, prompt="Once", **options)
+    assert {name: seen[name] for name in options} == options
+    assert tuple(seen["stop_ids"]) == _tokenizer(checkpoint).stop_ids and seen["max_seq_len"] == 64
+
+
+def test_a_stop_token_of_the_folder_ends_a_completion(run, checkpoint, tmp_path):
+    _, (free,) = run(checkpoint, prompt="Once")
+    prompt = _tokenizer(checkpoint).encode("Once", add_bos=True)
+    (ids,) = generate(from_pretrained(checkpoint), [prompt], max_new_tokens=8)
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, ids[4]]}))
+    _, (record,) = run(folder, prompt="Once")
+    assert record["num_tokens"] == ids.index(ids[4]) < free["num_tokens"] and record["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("content", "id", "where", "message"),
     [
@@ -171,6 +200,13 @@ def test_one_prompt_is_streamed_to_a_terminal(run, checkpoint, monkeypatch):
         ('{"prompt": "Hi"}\n\n{"prompt": "Hi\n', "D01", "prompts.jsonl:3", "not valid JSON"),
         ('{"messages": "Hi"}\n', "D08", "prompts.jsonl:1", "messages"),
         ('{"messages": []}\n', "D06", "prompts.jsonl:1", "empty conversation"),
+        (
+            '{"messages": [{"role": "system", "content": "Be kind."}]}\n',
+            "D06",
+            "prompts.jsonl:1",
+            "no message to answer",
+        ),
+        ('{"prompt": "Hi"}\n{"prompt": ""}\n', "D06", "prompts.jsonl:2", "prompt is empty"),
         ('{"messages": [{"role": "bot", "content": "Hi"}]}\n', "D07", "prompts.jsonl:1", "'bot'"),
         (
             '{"prompt": "Hi"}\n' + json.dumps({"prompt": "word " * 100}) + "\n",
@@ -203,6 +239,8 @@ def test_a_prompts_file_that_is_not_there_is_named_with_its_whole_path(run, chec
         ({"prompt": "Hi", "chat": True}, "C06", "chat_format"),
         ({"prompt": "Hi", "temperature": -1.0}, "C13", "temperature"),
         ({"prompt": "Hi", "batch_size": 0}, "C13", "batch_size"),
+        ({"prompt": "Hi", "stop": ["", "x"]}, "C13", "empty text"),
+        ({"prompt": "Hi", "prompts_file": "a.txt"}, "C09", "both set"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run, checkpoint, options, id, message):

@@ -17,7 +17,7 @@ from torchmask.training.checkpoint import (
     save_checkpoint,
     verify,
 )
-from torchmask.training.resume import check_belongs, choose_checkpoint
+from torchmask.training.resume import _differences, check_belongs, choose_checkpoint
 from torchmask.training.run import Run
 
 
@@ -219,3 +219,14 @@ def test_the_manifest_names_every_file(run):
     listed = set(json.loads((folder / "manifest.json").read_text()))
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
     assert listed == there
+
+
+def test_of_a_section_only_the_settings_that_differ_are_shown():
+    before = {"max_seq_len": 128, "strategy": "best_fit", "inner": {"a": 1, "b": 2}}
+    now = {**before, "strategy": "split", "inner": {"a": 1, "b": 3}, "extra": True}
+    assert _differences("packing", before, now) == [
+        ("packing.strategy", "best_fit", "split"),
+        ("packing.inner.b", 2, 3),
+        ("packing.extra", None, True),
+    ]
+    assert _differences("dtype", "fp32", "bf16") == [("dtype", "fp32", "bf16")]

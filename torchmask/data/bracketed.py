@@ -11,6 +11,7 @@ from torchmask.data.inspection import Document
 from torchmask.data.readable import Readable
 
 _BEFORE_SIGNS = re.compile(r"(\\*)([\[\]~])|(\\+)\Z")
+_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {127: "\u2421"}
 _LIKE_A_WEIGHT = re.compile(r"-?[\d.][\d.e+-]*:")
 
 
@@ -40,9 +41,12 @@ def escaped(text: str) -> str:
 
     A bracket or tilde next to its like, or at an end of the text, gets a backslash in front; backslashes that stand
     before one, or at the end, are doubled. So an odd number of backslashes before a sign always means the data's.
+    Control characters become their pictures (U+2400 and on), so that neither a terminal nor git takes them for orders.
 
     >>> escaped("[[x]] a[1] ~"), escaped(r"\\[x")
     ('\\\\[\\\\[x\\\\]\\\\] a[1] \\\\~', '\\\\\\\\[x')
+    >>> escaped("a\\x1b[31m\\n")
+    'a␛[31m\\n'
     """
 
     def marked(match: re.Match[str]) -> str:
@@ -53,4 +57,4 @@ def escaped(text: str) -> str:
         at_edge = start == 0 or end == len(text)
         return match[1] * 2 + ("\\" if at_edge or match[2] in around else "") + match[2]
 
-    return _BEFORE_SIGNS.sub(marked, text)
+    return _BEFORE_SIGNS.sub(marked, text).translate(_PICTURES)

@@ -27,6 +27,11 @@ class TextStream:
         tokenizer: for its `decode`.
         context: tokens before the first one pushed, such as the prompt that a text goes on from; their text is not
             returned, but it keeps the blank between the two.
+        stop: texts that end the stream; neither they nor what follows is returned, and what may be the beginning of one
+            waits until it is certain.
+
+    Attributes:
+        is_stopped: one of `stop` has come.
 
     >>> class Bytes:
     ...     def decode(self, ids):
@@ -34,26 +39,42 @@ class TextStream:
     >>> stream = TextStream(Bytes())
     >>> [stream.push(byte) for byte in "né!".encode()]
     ['n', '', 'é', '!']
+    >>> stream = TextStream(Bytes(), stop=["END"])
+    >>> [stream.push(byte) for byte in b"EN.END."], stream.finish(), stream.is_stopped
+    (['', '', 'EN.', '', '', '', ''], '', True)
     """
 
-    def __init__(self, tokenizer: Decodes, *, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Decodes, *, context: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._shown, self._waiting = list(context), list[int]()
+        self._held, self.is_stopped = "", False
 
     def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
+        """The text that this token completes; empty while a character or a stop text is incomplete."""
         self._waiting.append(token)
         text = self._text_of_waiting()
         if not text or text.endswith(REPLACEMENT):
             return ""
         self._shown, self._waiting = self._waiting, []
-        return text
+        return self._certain(text)
 
     def finish(self) -> str:
         """The text of what still waits, incomplete characters as the decoder shows them."""
-        text = self._text_of_waiting()
-        self._shown, self._waiting = self._shown + self._waiting, []
+        text = self._certain(self._text_of_waiting()) + self._held
+        self._shown, self._waiting, self._held = self._shown + self._waiting, [], ""
         return text
+
+    def _certain(self, text: str) -> str:
+        """What of the text held back and this one may be shown; the rest is held back, or dropped after a stop text."""
+        if self.is_stopped:
+            return ""
+        text, self.is_stopped = before_stop(self._held + text, self._stop)
+        if self.is_stopped:
+            self._held = ""
+            return text
+        held = max((n for stop in self._stop for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
 
     def _text_of_waiting(self) -> str:
         return decode_continuation(self._tokenizer, self._shown, self._waiting)
@@ -74,12 +95,11 @@ def stop_on_text(tokenizer: Decodes, texts: Sequence[str]) -> Callable[[int, int
 
     Texts, unlike stop ids, may begin and end anywhere in a token.
     """
-    streams: defaultdict[int, TextStream] = defaultdict(lambda: TextStream(tokenizer))
-    so_far: defaultdict[int, str] = defaultdict(str)
+    streams: defaultdict[int, TextStream] = defaultdict(lambda: TextStream(tokenizer, stop=texts))
 
     def is_complete(index: int, token: int) -> bool:
-        so_far[index] += streams[index].push(token)
-        return any(text in so_far[index] for text in texts)
+        streams[index].push(token)
+        return streams[index].is_stopped
 
     return is_complete
 

@@ -104,7 +104,8 @@ def check_belongs(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
             fix="resume with the same rows, tokenizer and packing; or start a new run from this one's weights",
         )
     if differing:
-        rows = [f"    {name}: the checkpoint has {saved.get(name)!r}, this run {facts[name]!r}" for name in differing]
+        pairs = [pair for name in differing for pair in _differences(name, saved.get(name), facts[name])]
+        rows = [f"    {name}: the checkpoint has {before!r}, this run {now!r}" for name, before, now in pairs]
         raise ConfigError(
             "K09",
             "the checkpoint was made with other settings:\n" + "\n".join(rows),
@@ -125,3 +126,11 @@ def load_checkpoint(run: Run, folder: Path, model: Decoder, optimizer: Optimizer
     load_tensors(run, folder, "optim", table)
     optimizer.load_state_dict(table)
     restore_rng(run, folder)
+
+
+def _differences(name: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """The settings below a name that differ, with both values."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [(name, before, now)]
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [found for key in keys for found in _differences(f"{name}.{key}", before.get(key), now.get(key))]
