@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -29,7 +28,11 @@ from torchmask.data import (
     write_masks_html,
 )
 from torchmask.data.pack_options import check_options
-from torchmask.errors import ConfigError, DataError, StopRequested
+from torchmask.data.stream_ledger import save_ledger
+from torchmask.data.stream_options import check_streamed
+from torchmask.data.stream_steps import take_rows
+from torchmask.data.streaming import LOOSE
+from torchmask.errors import ConfigError, StopRequested
 from torchmask.models import init_weights, load_pretrained, resize_embeddings, save_pretrained
 from torchmask.modules import Decoder, linear_cross_entropy
 from torchmask.training import (
@@ -60,8 +63,9 @@ from torchmask.training import (
     write_record,
 )
 
-FIXED = ("model", "dtype", "packing", "window", "repeat", "loss_normalization", "seed")  # what a resumed run keeps
+FIXED = ("model", "dtype", "window", "repeat", "loss_normalization", "seed")  # what a resumed run keeps
 FIXED_UPDATES = ("optimizer", "bf16_updates", "clip_grad_norm")
+CURE = "when it resumes, on_bad_row and packing.{over_length,no_targets,max_truncated_away} may be others"
 RESUME = "the same command with resume_from_checkpoint=true goes on from here"
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 2e-5}
 COSINE = {"_component_": "torchmask.training.cosine_schedule", "warmup_ratio": 0.03}
@@ -72,7 +76,7 @@ class Source:
     """One of the sources that are mixed."""
 
     dataset: Component = component("tokenizer")  # a data set builder, as in finetune; its rows are streamed
-    weight: float = 1.0  # share of the documents, relative to the other sources
+    weight: float = 1.0  # share of the rows that pass its filter_fn, relative to the other sources
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Packing:
     over_length: Literal["error", "truncate", "split", "drop"] = "error"  # a document longer than a row
     truncate_side: Literal["right", "left"] = "right"  # which end is cut off; left keeps the first token
     no_targets: Literal["drop", "keep", "error"] = "drop"  # a document without a trained token
-    max_truncated_away: float = 0.05  # share of the documents that truncation may rob of all targets
+    max_truncated_away: float = 0.05  # share of all documents so far that truncation may rob of all targets
     trim_tail: bool = False  # leave out what follows a document's last trained token
 
     def __post_init__(self) -> None:
@@ -104,7 +108,7 @@ class Config:
     model: Component = component("dtype=", "device=")  # architecture: torchmask.models.from_pretrained, a builder, ...
     tokenizer: Component  # turns text into tokens: torchmask.tokenizers.from_pretrained
     sources: list[Source]  # what is streamed and mixed
-    window: int = 4096  # rows, over all sources, that are in memory and packed together
+    window: int = 4096  # rows that pass filters, over all sources, that are in memory and packed together
     repeat: bool = False  # begin a source again when it ends
     dataset_val: Component | None = component("tokenizer", default=None)  # validation rows; these are kept in memory
     packing: Packing = field(default_factory=Packing)  # how the documents of a window become rows
@@ -146,6 +150,7 @@ class Config:
                 raise ConfigError("C13", f"it is {source.weight}, must be above 0", where=f"sources.{i}.weight")
         if not self.sources:
             raise ConfigError("C13", "there are none", where="sources", fix="sources: [{dataset: {_component_: ...}}]")
+        check_streamed([source.dataset for source in self.sources])
         if self.num_steps is None and self.repeat:
             raise ConfigError("C09", "repeated sources have no end", where="repeat", fix="set num_steps")
         if self.num_steps is None and self.schedule_steps is None:
@@ -180,6 +185,7 @@ def main(cfg: Config) -> None:
             rank=run.rank,
             world_size=run.world_size,
             check=lambda rows: rows.check_fits(model.spec, warn=lambda text: None),  # the first rows have warned
+            warn=console.say,
         )
         console.say(format_ledger(stream.preview.report, title="the first rows of the stream"))
         packs_val = None
@@ -190,6 +196,7 @@ def main(cfg: Config) -> None:
             rows.check_fits(model.spec, warn=console.say)
 
         facts = {"data": stream.fingerprint, **{name: asdict(cfg)[name] for name in (*FIXED, *FIXED_UPDATES)}}
+        facts["packing"] = {key: value for key, value in asdict(cfg.packing).items() if key not in LOOSE}
         facts["weights of sources"] = [source.weight for source in cfg.sources]
         facts["rows of a step"] = cfg.batch_size * cfg.gradient_accumulation_steps
         checkpoint = choose_checkpoint(run, cfg.resume_from_checkpoint, console.say)
@@ -216,10 +223,12 @@ def main(cfg: Config) -> None:
         def save(step: int, place: dict[str, Any]) -> None:
             tensors = {"model": model_tensors(model), "optim": optimizer.state_dict()}
             save_checkpoint(run, step, tensors, {"facts": facts}, keep_last_n=cfg.keep_last_n, rank_state=place)
+            save_ledger(run.output_dir, run.gather(stream.report), enabled=run.is_main)
 
-        steps = console.track(range(state["step"], cfg.num_steps or 10**12), cfg.num_steps or cfg.schedule_steps or 0)
+        steps = console.track(range(state["step"], cfg.num_steps or 10**12), cfg.num_steps)
         with MetricsLog(run.output_dir, resume_step=state["step"], loggers=loggers, enabled=run.is_main) as metrics:
             train(cfg, run, model, optimizer, schedule, steps, state["step"], stream, packs_val, save, metrics, console)
+        tell_data(run, console, stream)
         run.stop.end_deferral()
 
         save_pretrained(model, run.final_dir)
@@ -244,18 +253,22 @@ def train(
     metrics: MetricsLog,
     console: Console,
 ) -> None:
-    """Takes the optimizer steps until `num_steps` are done or a device has no rows for another one; then all end."""
+    """Takes the optimizer steps until `num_steps` are done or no device has a row; one that has none takes fillers."""
     speed, groups = Speed(run), LossGroups(stream.rule_names)
     pad_to = cfg.packing.max_seq_len if cfg.compile else None  # one length, so that one compilation serves
     wanted = cfg.batch_size * cfg.gradient_accumulation_steps
-    place, rows = stream.state_dict(), list(islice(stream, wanted))
-    num_ended = run.agree(len(rows) < wanted)[0]
+    place, rows = stream.state_dict(), take_rows(stream, wanted if done != cfg.num_steps else 0)
+    (num_going_on,) = run.agree(not rows.is_end)
     run.stop.deferred = True  # from here on a signal waits for the end of the step
-    for step in () if num_ended else steps:
-        batches = [collate(rows[i : i + cfg.batch_size], pad_to) for i in range(0, wanted, cfg.batch_size)]
-        normalizer, num_targets, stop = run.agree(
-            sum(b.normalizer for b in batches), sum(b.num_targets for b in batches), run.stop.is_set
-        )
+    for step in steps if num_going_on else ():
+        batches = [collate(rows.packs[i : i + cfg.batch_size], pad_to) for i in range(0, wanted, cfg.batch_size)]
+        own = sum(b.normalizer for b in batches), sum(b.num_targets for b in batches)
+        normalizer, num_targets, fails, stop = run.agree(*own, rows.problem is not None, run.stop.is_set)
+        if fails:
+            if step:
+                save(step, place)
+                console.say(f"step {step:,} is saved, with the place before the rows that are at fault. {CURE}")
+            raise rows.problem or StopRequested("R03", f"another process cannot use its rows, after step {step}")
         if stop:
             save(step, place)
             raise StopRequested("R03", f"stopped by {run.stop.signal_name} after step {step}: it is saved", fix=RESUME)
@@ -264,21 +277,17 @@ def train(
         losses = [backward(model, batch.to(run.device), normalizer, groups) for batch in batches]
         done = step + 1
         place = stream.state_dict()
-        rows = list(islice(stream, wanted)) if done != cfg.num_steps else rows  # the next ones, while a GPU computes
+        rows = take_rows(stream, wanted if done != cfg.num_steps else 0)  # the next ones, while a GPU computes
         grad_norm = float(clip_grad_norm(model, cfg.clip_grad_norm))
-        loss, num_tokens, num_slots, num_ended = run.agree(
-            float(sum(losses)),
-            sum(b.num_tokens for b in batches),
-            sum(b.tokens.numel() for b in batches),
-            len(rows) < wanted,
-        )
+        own = sum(b.num_tokens for b in batches), sum(b.tokens.numel() for b in batches)
+        loss, num_tokens, num_slots, num_going_on = run.agree(float(sum(losses)), *own, not rows.is_end)
         check_finite(loss, grad_norm, step=done)
         if num_targets:  # a step without any target changes nothing
             optimizer.step()
         optimizer.zero_grad()
         speed.add(num_tokens=num_tokens, num_trained_tokens=num_targets, num_slots=num_slots)
 
-        is_last = done == cfg.num_steps or num_ended > 0
+        is_last = done == cfg.num_steps or num_going_on == 0
         validates = packs_val is not None and (is_last or due(done, cfg.run_val_every_n_steps, False))
         if validates or is_last or due(done, cfg.log_every_n_steps, False):
             values = {"loss": loss, "lr": optimizer.lr, "grad_norm": grad_norm, **speed.take(), **groups.take(run)}
@@ -292,7 +301,6 @@ def train(
             speed.restart()
         if is_last:
             break
-    tell_end(run, console, stream, len(rows), wanted, done)
 
 
 def loss_of(model: Decoder, batch: Batch, groups: LossGroups | None = None) -> torch.Tensor:
@@ -327,20 +335,16 @@ def describe(cfg: Config, run: Run, stream: PackedStream, first_step: int) -> li
     steps = f"{cfg.num_steps:,}" if cfg.num_steps else "until the sources end"
     going_on = f"; going on after step {first_step:,}" if first_step else ""
     return [
-        ("data", "; ".join(f"{share:.1%} of {name}" for name, share in stream.shares)),
+        ("data", "rows that pass filters: " + ", ".join(f"{share:.3%} of {name}" for name, share in stream.shares)),
         ("window", f"{cfg.window:,} rows, {'repeated without end' if cfg.repeat else 'to the end of the sources'}"),
         ("steps", f"{steps}, of {rows} rows, {rows * cfg.packing.max_seq_len:,} slots{going_on}"),
     ]
 
 
-def tell_end(run: Run, console: Console, stream: PackedStream, num_left: int, wanted: int, done: int) -> None:
-    """Says which processes had no rows for another step, and what was packed of each source."""
-    left = run.agree(*(float(num_left) if rank == run.rank else 0.0 for rank in range(run.world_size)))
-    short = ", ".join(f"process {rank} had {count:.0f}" for rank, count in enumerate(left) if count < wanted)
-    if short and not done:
-        message = f"the sources end before the first step: {short} of the {wanted} rows that it takes"
-        raise DataError("D05", message, fix="set repeat: true, or lower batch_size or, with several processes, window")
-    if short:
-        console.say(f"the sources ended after step {done:,}: of the {wanted} rows for another one {short}")
-    counts = run.agree(*(float(part["documents"]) for part in stream.report["parts"]))
-    console.say("documents packed: " + ", ".join(f"{n:,.0f} of {name}" for n, (name, _) in zip(counts, stream.shares)))
+def tell_data(run: Run, console: Console, stream: PackedStream) -> None:
+    """Says what was packed, by all devices and before a resume too, and how much of it was not trained."""
+    ledger = save_ledger(run.output_dir, run.gather(stream.report), enabled=run.is_main)
+    console.say(format_ledger(ledger, title="all windows so far"))
+    (num_left,) = run.agree(stream.num_left)
+    if num_left:
+        console.say(f"{num_left:,.0f} of these rows were not trained: num_steps came first")

@@ -137,6 +137,8 @@ def unbroken(workplace, tmp_path_factory):
 
 def test_a_run_leaves_what_the_docs_promise_and_its_loss_falls(unbroken):
     output = unbroken[1]
+    ledger = json.loads((output / "ledger.json").read_text())
+    assert ledger["documents"] == sum(part["documents"] for part in ledger["parts"]) > 0
     for name in ("config.yaml", "run.json", "metrics.jsonl", "logs", "final", "loss.png", "masks.html"):
         assert (output / name).exists(), name
     assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["step-00000009", "step-00000010"]
@@ -150,7 +152,9 @@ def test_a_run_leaves_what_the_docs_promise_and_its_loss_falls(unbroken):
 def test_a_killed_run_resumes_bit_for_bit(workplace, tmp_path, nproc, unbroken):
     output = tmp_path / "out"
     process = start(workplace, output, nproc=nproc)
-    wait_for_step(output, random.Random().randint(2, NUM_STEPS - 2), process)
+    step = random.Random(f"kill {nproc}").randint(2, NUM_STEPS - 2)
+    print(f"killed after step {step}")
+    wait_for_step(output, step, process)
     for child in children(process.pid):
         os.kill(child, signal.SIGKILL)
     process.kill()
@@ -241,32 +245,76 @@ def test_validation_rows_are_measured_at_the_end_and_when_asked_for(workplace, t
 TO_THE_END = ("repeat=false", "num_steps=null", "schedule_steps=30", "save_every_n_steps=null")
 
 
-def test_sources_are_trained_to_their_end_and_a_rest_is_named(workplace, tmp_path, capfd):
+def trained_documents(monkeypatch, recipe):
+    """Rows that are collated while the recipe runs, fillers left out."""
+    seen, collate = [], recipe.collate
+
+    def watching(rows, pad_to=None):
+        seen.extend(row for row in rows if len(row) > 1)
+        return collate(rows, pad_to)
+
+    monkeypatch.setattr(recipe, "collate", watching)
+    return seen
+
+
+def test_sources_are_trained_to_their_last_row(workplace, tmp_path, capfd, monkeypatch):
+    seen = trained_documents(monkeypatch, load_recipe(workplace / "my_pretrain.py"))
     assert here(workplace, tmp_path / "out", *TO_THE_END, "batch_size=3") == 0
     out = capfd.readouterr().out
-    rows = metrics(tmp_path / "out")
-    assert f"the sources ended after step {len(rows)}: of the 3 rows for another one process 0 had" in out
-    assert "documents packed: 400 of text.jsonl, 150 of chat.jsonl" in out
+    rows, ledger = metrics(tmp_path / "out"), json.loads((tmp_path / "out/ledger.json").read_text())
+    assert sum((row.positions == 0).sum() for row in seen) == 550 and len(seen) == ledger["rows"]
+    assert len(rows) == -(-len(seen) // 3)
+    assert "text.jsonl: 400 documents packed of 400 rows" in out and "chat.jsonl: 150 documents packed of 150" in out
+    assert "step 10  loss" in out and "/30  " not in out
     assert [p.name for p in (tmp_path / "out/checkpoints").iterdir()] == [f"step-{len(rows):08d}"]
     assert here(workplace, tmp_path / "out", *TO_THE_END, "batch_size=3", "resume_from_checkpoint=true") == 0
     assert len(metrics(tmp_path / "out")) == len(rows)
+    assert json.loads((tmp_path / "out/ledger.json").read_text()) == ledger
 
 
-def test_ranks_end_together_with_the_first_that_has_no_full_step(workplace, tmp_path):
-    """Six windows of 100 rows of which rank 1 has the last, which is half empty: it ends first."""
-    text = run(workplace, tmp_path / "out", *TO_THE_END, "window=100", "batch_size=4", nproc=2)
-    assert "process 1 had" in text and "process 0 had" not in text
-    assert len(metrics(tmp_path / "out")) >= 3
+def test_no_rank_ends_before_the_last_row_of_all_is_trained(workplace, tmp_path):
+    """Six windows of 100 rows of which rank 1 has the last, which is half empty: it goes on with fillers."""
+    options = (*TO_THE_END, "window=100", "batch_size=4")
+    run(workplace, tmp_path / "out", *options, nproc=2)
+    ledger = json.loads((tmp_path / "out/ledger.json").read_text())
+    trained = sum(row["num_targets"] for row in metrics(tmp_path / "out"))
+    assert ledger["documents"] == 550 and trained == ledger["trained"]
+    assert sum(part["rows"] for part in ledger["parts"]) == 550
 
 
-def test_sources_too_short_for_one_step_are_an_error(workplace, tmp_path, capfd):
-    fails(workplace, tmp_path, capfd, *TO_THE_END, "batch_size=500", code=3, match="of the 500 rows that it takes")
+def test_less_than_a_step_is_a_step_and_a_process_may_have_no_window_at_all(workplace, tmp_path):
+    run(workplace, tmp_path / "out", *TO_THE_END, "window=1000", "batch_size=200", nproc=2)
+    rows, ledger = metrics(tmp_path / "out"), json.loads((tmp_path / "out/ledger.json").read_text())
+    assert len(rows) == 1 and rows[0]["num_targets"] == ledger["trained"] and ledger["documents"] == 550
 
 
-@pytest.mark.slow
-def test_a_process_without_a_window_ends_the_run_of_all(workplace, tmp_path):
-    text = run(workplace, tmp_path / "out", *TO_THE_END, "window=1000", nproc=2, expect=3)
-    assert "error[D05]" in text and "process 1 had 0 of the 2 rows" in text and "Traceback" not in text
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_of_late_data_saves_the_place_and_another_policy_gets_over_it(workplace, tmp_path, nproc):
+    source, output = tmp_path / "text.jsonl", tmp_path / "out"
+    long = json.dumps({"text": "Geros works " * 200}) + "\n"
+    source.write_text((workplace / "text.jsonl").read_text() + long)
+    options = (*TO_THE_END, f"sources.0.dataset.source={source}")
+    text = run(workplace, output, *options, nproc=nproc, expect=3)
+    assert "error[D09]" in text and "text.jsonl:401" in text and "Traceback" not in text
+    (saved,) = (output / "checkpoints").iterdir()
+    assert f"step {int(saved.name[5:]):,} is saved" in text and int(saved.name[5:]) == len(metrics(output)) > 3
+    dropping = (*options, "packing.over_length=drop")
+    run(workplace, output, *dropping, "resume_from_checkpoint=true", nproc=nproc)
+    run(workplace, tmp_path / "whole", *dropping, nproc=nproc)
+    assert losses(output) == losses(tmp_path / "whole") and weights(output) == weights(tmp_path / "whole")
+    ledgers = [json.loads((folder / "ledger.json").read_text()) for folder in (output, tmp_path / "whole")]
+    assert ledgers[0] == ledgers[1] and ledgers[0]["dropped_documents"]["over_length"]["count"] == 1
+
+
+def test_a_source_whose_filter_keeps_nothing_is_told_at_once_and_in_the_ledger(workplace, tmp_path, capfd):
+    row = {"messages": chat("a b")["messages"], "lang": "fr"}
+    write(tmp_path / "fr.jsonl", [row] * 100)
+    part = f"{{_component_: torchmask.data.chat_dataset, source: {tmp_path}/fr.jsonl, filter_fn: {{lang: en}}}}"
+    assert here(workplace, tmp_path / "out", f"sources.1.dataset={part}", "num_steps=3") == 0
+    out = capfd.readouterr().out
+    assert "WARNING fr.jsonl gave no document to train on" in out
+    assert "fr.jsonl: 0 documents packed of 0 rows, 0 % of all; its weight is 25 % of the rows" in out
+    assert "rows skipped" in out and "of these rows were not trained: num_steps came first" in out
 
 
 # Bad input: found before weights are loaded
@@ -314,7 +362,17 @@ def test_a_missing_source_is_found_by_the_run_and_by_validate(workplace, tmp_pat
 @pytest.mark.parametrize("argument", ["cache: true", "max_rows: 5"])
 def test_arguments_that_need_all_rows_are_refused(workplace, tmp_path, capfd, argument):
     dataset = f"{{_component_: torchmask.data.chat_dataset, source: {workplace}/chat.jsonl, {argument}}}"
-    fails(workplace, tmp_path, capfd, f"sources.1.dataset={dataset}", code=2, match=argument.split(":")[0])
+    match = f"sources.1.dataset.{argument.split(':')[0]}"
+    fails(workplace, tmp_path, capfd, f"sources.1.dataset={dataset}", code=2, match=match)
+    assert main(["validate", "--config", str(workplace / "my.yaml"), f"sources.1.dataset={dataset}"]) == 2
+    assert match in capfd.readouterr().err
+
+
+def test_two_policies_for_what_happens_between_documents_are_found_by_validate(workplace, capfd):
+    policy = "sources.1.dataset.eos_policy=boundary"
+    assert main(["validate", "--config", str(workplace / "my.yaml"), policy]) == 2
+    text = capfd.readouterr().err
+    assert "error[C09]" in text and "sources.1.dataset.eos" in text and "eos.boundary_loss" in text
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def make_tokenizer(folder: Path, *, seed: int) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END,
+        "add_bos_token": True,
         "eos_token": TURN_END,
         "pad_token": END,
         "model_max_length": MODEL["max_position_embeddings"],

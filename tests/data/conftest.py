@@ -15,6 +15,7 @@ class CharTokenizer:
     """One token a character; `has_eot=False` is a chat format whose turns have no terminator."""
 
     def __init__(self, *, chat=True, bos_id=BOS, eos_id=EOS, eot_id=EOT, has_eot=True):
+        self.adds_bos = bos_id is not None
         self.has_chat_format, self.bos_id, self.eos_id, self.eot_id = chat, bos_id, eos_id, eot_id
         self.has_eot = has_eot
         self.num_encoded = 0

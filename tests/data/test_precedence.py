@@ -167,7 +167,7 @@ def test_weights_of_one_are_no_column(char_tokenizer):
 class PairTokenizer:
     """Two characters a token; a conversation is raw text."""
 
-    bos_id, eos_id, has_chat_format = 1, 2, False
+    bos_id, eos_id, adds_bos, has_chat_format = 1, 2, True, False
 
     def encode_with_offsets(self, text, goes_on=False):
         starts = np.arange(0, len(text), 2, dtype=np.int32)

@@ -14,7 +14,7 @@ from torchmask.messages import Message, TokenKind
 class PairTokenizer:
     """Two characters a token, so that a token can cover the edge of prompt and completion."""
 
-    bos_id, eos_id, has_chat_format = 1, 2, False
+    bos_id, eos_id, adds_bos, has_chat_format = 1, 2, True, False
 
     def encode_with_offsets(self, text):
         starts = np.arange(0, len(text), 2, dtype=np.int32)

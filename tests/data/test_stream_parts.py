@@ -153,7 +153,7 @@ def test_a_reader_that_repeats_skips_whole_passes_without_reading_them():
 def test_a_source_that_gives_nothing_to_train_on_again_and_again_is_an_error_and_not_a_wait(tokenizer, write):
     builder = partial(instruct_dataset, tokenizer, source=write("rows.jsonl", ROWS), filter_fn={"input": "nothing"})
     stream = PackedStream([stream_part(builder)], max_seq_len=64, window=16, repeat=True)
-    with pytest.raises(DataError, match="whole pass"):
+    with pytest.raises(DataError, match="60 were read and all left out by filter_fn"):
         next(stream)
     with pytest.raises(DataError) as caught:
         _ = stream.preview

@@ -38,7 +38,7 @@ class Pair:
 
     def ids(self, text, *, eos=True):
         """`BOS text EOS`, as trl's trainer feeds its collator."""
-        bos = [] if self.ours.bos_id is None else [self.ours.bos_id]
+        bos = [self.ours.bos_id] if self.ours.adds_bos else []
         return bos + self.theirs.encode(text, add_special_tokens=False) + [self.ours.eos_id] * eos
 
     def trl_labels(self, ids, response, instruction=None, **options):
@@ -142,7 +142,7 @@ def labels_by_characters(pair, text, response, instruction):
             break
         at = end
     found = pair.theirs(text, add_special_tokens=False, return_offsets_mapping=True)
-    labels = [] if pair.ours.bos_id is None else [-100]
+    labels = [-100] if pair.ours.adds_bos else []
     for id, (start, stop) in zip(found["input_ids"], found["offset_mapping"]):
         mine = any(start < end and stop > begin and text[max(start, begin) : min(stop, end)] for begin, end in spans)
         # a token that begins in an answer and goes on in the next template, with only a blank of the answer

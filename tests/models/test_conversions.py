@@ -204,21 +204,12 @@ def test_what_does_not_fit_is_told_by_the_files_names(tmp_path):
         assert f"    {line}\n" in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_a_prefix_may_be_lacking_and_derived_buffers_are_skipped(prefix, tmp_path):
-    tensors = {f"{prefix}h.0.w": randn(4, 3), f"{prefix}h.0.attn.masked_bias": randn(1), "lm_head.weight": randn(2, 2)}
+def test_derived_buffers_are_skipped(tmp_path):
+    tensors = {"h.0.w": randn(4, 3), "h.0.attn.masked_bias": randn(1)}
     save_file(tensors, tmp_path / "model.safetensors")
-    table = (Split("transformer.h.{}.w", ("layers.{}.w",)), Split("lm_head.weight", ("head",)))
-    model = Bag({"layers.0.w": (4, 3), "head": (2, 2)})
-    loaded = load(model, tmp_path, table, optional_prefix="transformer.", derived=("attn.bias", "attn.masked_bias"))
-    assert loaded["layers.0.w"].equal(randn(4, 3)) and loaded["head"].equal(randn(2, 2))
-
-
-def test_what_is_missing_is_named_with_the_prefix_the_file_has(tmp_path):
-    save_file({"h.0.w": randn(4, 3)}, tmp_path / "model.safetensors")
-    table = (Split("transformer.h.{}.w", ("layers.{}.w",)),)
-    with pytest.raises(ValueError, match=r"missing: h\.1\.w"):
-        load(Bag({"layers.0.w": (4, 3), "layers.1.w": (4, 3)}), tmp_path, table, optional_prefix="transformer.")
+    model = Bag({"layers.0.w": (4, 3)})
+    loaded = load(model, tmp_path, (Split("h.{}.w", ("layers.{}.w",)),), derived=("attn.bias", "attn.masked_bias"))
+    assert loaded["layers.0.w"].equal(randn(4, 3))
 
 
 def test_a_parameter_on_several_files_is_put_together(tmp_path):

@@ -91,3 +91,12 @@ def test_compiled_experts_give_what_uncompiled_ones_do(dtype, is_one_graph):
         results.append([out.detach(), *(p.grad for p in block.parameters())])
     for compiled, plain in zip(*results):
         torch.testing.assert_close(compiled, plain)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_tokens", "groups"), [("bf16", 512, False), ("bf16", 510, True), ("fp32", 512, True)]
+)
+def test_on_a_cpu_in_16_bits_experts_with_many_tokens_each_are_looped_over(dtype, num_tokens, groups):
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    x, matrices = torch.zeros(num_tokens, 16, dtype=dtype), torch.zeros(2, 8, 16, dtype=dtype)
+    assert can_group(x, matrices) == groups

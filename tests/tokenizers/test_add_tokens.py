@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from torchmask import Message
 from torchmask.errors import ConfigError
+from torchmask.generation import TextStream
 from torchmask.tokenizers import from_pretrained
 
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -174,3 +175,15 @@ def test_a_noted_token_that_is_not_there_is_an_error(folder):
     (place / "tokenizer_config.json").write_text(json.dumps({**config, "torchmask_added_tokens": ["<gone>"]}))
     with pytest.raises(ConfigError, match="names <gone>, which the tokenizer does not have"):
         from_pretrained(place)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2_files"])
+def test_added_tokens_of_any_script_are_decoded_as_they_are(folder, name):
+    tokenizer = from_pretrained(folder(name))
+    tokenizer.add_tokens(["wörd", "東京", "a b\n", "Ġqz"], special=False)
+    for text in ("the wörd", "wörd", "größe wördwörd 東京 é👩‍👩‍👧 a b\n東 Ġqz"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        stream = TextStream(tokenizer)
+        assert "".join([*map(stream.push, ids), stream.finish()]) == text
+    assert tokenizer.encode("the wörd")[-1] == tokenizer.vocab_size - 4

@@ -1,8 +1,11 @@
 """Conversations against stored ids and supervised positions, by native formats and by templates."""
 
+from dataclasses import replace
+
 import pytest
 
 from torchmask import Message
+from torchmask.errors import DataError
 from torchmask.messages import TokenKind, default_mask
 from torchmask.tokenizers import from_pretrained
 from torchmask.tokenizers.formats import NATIVE_FORMATS
@@ -35,6 +38,30 @@ GEMMA_TEMPLATE = (
     "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}"
 )
+# mistral-common, version 3: tools and system message in the last user turn, answers without blanks at the end.
+MISTRAL_V3_TEMPLATE = """{{- bos_token }}
+{%- if messages[0].role == "system" %}{%- set system = messages[0].content ~ "\n\n" %}{%- set rest = messages[1:] %}
+{%- else %}{%- set system = "" %}{%- set rest = messages %}{%- endif %}
+{%- set last = namespace(user=-1) %}
+{%- for message in rest %}{%- if message.role == "user" %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for message in rest %}
+    {%- if message.role == "user" %}
+        {%- if tools and loop.index0 == last.user %}
+            {{- "[AVAILABLE_TOOLS]" + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}
+        {%- endif %}
+        {{- "[INST]" + (system if loop.index0 == last.user and system.strip() else "") + message.content + "[/INST]" }}
+    {%- elif message.tool_calls %}
+        {{- "[TOOL_CALLS][" }}
+        {%- for call in message.tool_calls %}
+            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + (", " if not loop.last else "") }}
+        {%- endfor %}
+        {{- "]" + eos_token }}
+    {%- elif message.role == "assistant" %}{{- message.content.rstrip(" ") + eos_token }}
+    {%- elif message.role == "tool" %}
+        {{- '[TOOL_RESULTS]{"content": ' + message.content + ', "call_id": "' + message.tool_call_id + '"}' }}
+        {{- "[/TOOL_RESULTS]" }}
+    {%- endif %}
+{%- endfor %}"""
 
 
 NATIVE = ("llama2", "llama3", "qwen3", "gemma", "mistral_v3")
@@ -120,7 +147,23 @@ def test_published_templates_equal_the_published_ids_and_positions(folder_with, 
     assert_equals_goldens(from_pretrained(folder), golden_cases(name))
 
 
-@pytest.mark.parametrize(("name", "template"), [("llama2", LLAMA2_TEMPLATE), ("llama3", LLAMA3_TEMPLATE)])
+def test_mistral_v3s_format_as_a_template_equals_the_published_ids_and_positions(folder_with, golden_cases):
+    tokenizer = from_pretrained(folder_with("mistral_v3", ["tokenizer.model"], chat_template=MISTRAL_V3_TEMPLATE))
+    moved = "system_multi_turn"  # its first answer was made for a prompt with the system message in it
+    cases = golden_cases("mistral_v3")
+    assert_equals_goldens(tokenizer, [case for case in cases if case["name"] != moved])
+    (case,) = (case for case in cases if case["name"] == moved)
+    with pytest.raises(DataError, match="turn 3 of 5") as raised:
+        tokenizer.render(case["messages"])
+    assert raised.value.id == "D14"
+    shown = [replace(m, masked=True) if i == 2 else m for i, m in enumerate(case["messages"])]
+    assert tokenizer.render(shown).tokens.tolist() == case["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [("llama2", LLAMA2_TEMPLATE), ("llama3", LLAMA3_TEMPLATE), ("gemma", GEMMA_TEMPLATE)],
+)
 def test_template_and_native_format_agree_on_kinds_and_turns_of_every_message(
     folder_with, golden_cases, name, template
 ):

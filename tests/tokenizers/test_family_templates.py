@@ -198,3 +198,96 @@ def test_the_end_of_a_document_that_is_no_end_of_turn_is_eos(tokenizer_of):
     rendered = tokenizer_of("smollm3", template).render(TALK)
     assert rendered.kinds[-1] == TokenKind.STRUCTURE  # not this tokenizer's EOS
     assert trained(tokenizer_of("smollm3", template), TALK) == "a1<|im_end|>a2<|im_end|>"
+
+
+# answers in several parts
+
+HARMONY_PARTS = HARMONY.replace(
+    "{%- set call = message.tool_calls[0].function -%}",
+    """{%- set call = message.tool_calls[0].function -%}
+            {%- if message.content and message.thinking -%}{{- raise_exception("both") }}{%- endif -%}
+            {%- set thought = message.thinking or message.content -%}
+            {%- if thought -%}
+                {{- "<|start|>assistant<|channel|>analysis<|message|>" + thought + "<|end|>" }}
+            {%- endif -%}
+""",
+).replace(
+    '{{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|return|>" }}',
+    """{%- if message.thinking -%}
+                {{- "<|start|>assistant<|channel|>analysis<|message|>" + message.thinking + "<|end|>" }}
+            {%- endif -%}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|return|>" }}""",
+)
+CALL_PART = '<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{"a": "x"}<|call|>'
+
+
+@pytest.mark.parametrize("thought", [{"content": "hm"}, {"content": "", "reasoning": "hm"}])
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_a_call_behind_its_thinking_is_trained_up_to_its_own_end(tokenizer_of, thought, num_before):
+    before = [Message("user", "q0"), Message("assistant", "a0")] * num_before
+    tokenizer = tokenizer_of("gpt_oss", HARMONY_PARTS)
+    messages = [*before, Message("user", "q"), Message("assistant", tool_calls=[CALL], **thought)]
+    expected = "<|channel|>final<|message|>a0<|end|>" * num_before
+    expected += f"<|channel|>analysis<|message|>hm<|end|>{CALL_PART}"
+    assert trained(tokenizer, messages) == expected
+    after = [Message("tool", "r<|call|>f"), Message("assistant", "", tool_calls=[CALL])]
+    assert trained(tokenizer, [*messages, *after]) == expected + CALL_PART.removeprefix("<|start|>assistant")
+    rendered = tokenizer.render(messages)
+    own = rendered.kinds[rendered.turns == len(messages) - 1]
+    assert own[-1] == TokenKind.END_OF_TURN and (own == TokenKind.END_OF_TURN).sum() == 1
+
+
+TWO_TURNS = (
+    "{% for m in messages %}{% if m.role == 'assistant' and m.tool_calls %}"
+    "{% if m.content %}<|im_start|>assistant\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% for call in m.tool_calls %}<|im_start|>assistant\n{{ CALL }}<|im_end|>\n{% endfor %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("call.function | tojson", '{"name": "f", "arguments": {"a": "x"}}'),
+        ("call.function.name", "f"),
+        ("call.function.arguments | tojson", '{"a": "x"}'),
+        ("call.id", "id"),
+        ("call.function.name if call.function.arguments == {'a': 'x'} else raise_exception('unknown')", "f"),
+    ],
+)
+def test_every_call_of_a_message_is_trained_whatever_of_it_the_template_writes(tokenizer_of, written, shown):
+    tokenizer = tokenizer_of("smollm3", TWO_TURNS.replace("CALL", written))
+    call = {"id": "id", **CALL}
+    messages = [Message("user", "q"), Message("assistant", "hm", tool_calls=[call, call]), *CALLS[2:]]
+    part = f"<|im_start|>assistant\n{shown}<|im_end|>"
+    assert trained(tokenizer, messages) == f"hm<|im_end|>\n{part}\n{part}a<|im_end|>"
+
+
+def test_calls_that_no_mark_can_be_put_into_are_refused(tokenizer_of):
+    known = (
+        "'f!' if call.function.name == 'f' and call.function.arguments == {'a': 'x'} else raise_exception('unknown')"
+    )
+    tokenizer = tokenizer_of("smollm3", TWO_TURNS.replace("CALL", known))
+    with pytest.raises(DataError, match=r"turn 2 of 4 .* the template looks into its calls") as raised:
+        tokenizer.render(CALLS)
+    assert raised.value.id == "D14"
+    masked = Message("assistant", "", tool_calls=[CALL], masked=True)
+    assert trained(tokenizer, [CALLS[0], masked, *CALLS[2:]]) == "a<|im_end|>"
+
+
+def test_a_template_that_writes_one_of_two_calls_is_an_error(tokenizer_of):
+    messages = [Message("user", "q"), Message("assistant", "", tool_calls=[CALL, CALL])]
+    with pytest.raises(DataError, match="turn 2 has 2 tool_calls, of which the chat template writes 1") as raised:
+        tokenizer_of("gpt_oss").render(messages)
+    assert raised.value.id == "D07"
+
+
+def test_an_answer_that_goes_on_in_a_part_which_is_not_found_is_refused(tokenizer_of):
+    parts = "{% for part in m.content.split('--') %}<|im_start|>assistant\n{{ part }}<|im_end|>\n{% endfor %}"
+    template = TWO_TURNS.replace("<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n", parts, 1)
+    tokenizer = tokenizer_of("smollm3", template)
+    with pytest.raises(DataError, match=r"turn 2 of 2 .* begins an answer once more") as raised:
+        tokenizer.render([Message("user", "q"), Message("assistant", "a--b")])
+    assert raised.value.id == "D14"
+    assert trained(tokenizer, [Message("user", "q"), Message("assistant", "ab")]) == "ab<|im_end|>"

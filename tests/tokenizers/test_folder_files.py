@@ -222,9 +222,84 @@ def test_vocabulary_files_are_cut_as_their_class_cuts(folder_of, assets, config,
         assert [tokenizer.encode(t) for t in TEXTS] == [theirs(t, add_special_tokens=False)["input_ids"] for t in TEXTS]
 
 
-def test_the_model_type_says_whose_vocabulary_files_they_are(folder_of):
-    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], config={"model_type": "qwen2"})
-    assert len(from_pretrained(folder).encode("12345")) == 5  # each digit alone
+@pytest.mark.parametrize(
+    ("table", "name", "is_composed", "digits_alone"),
+    [
+        ("tokenizer_config", "GPT2Tokenizer", False, False),
+        ("tokenizer_config", "CodeGenTokenizer", False, False),
+        ("tokenizer_config", "GPTNeoXTokenizer", True, False),
+        ("tokenizer_config", "GPTNeoXTokenizerFast", True, False),
+        ("tokenizer_config", "Qwen2Tokenizer", True, True),
+        ("config", "gpt2", False, False),
+        ("config", "codegen", False, False),
+        ("config", "gpt_neox", True, False),
+        ("config", "qwen2", True, True),
+        ("config", "qwen2_moe", True, True),
+        ("config", "qwen3", True, True),
+        ("config", "qwen3_moe", True, True),
+    ],
+)
+def test_vocabulary_files_are_cut_as_those_cut_whose_they_are(folder_of, table, name, is_composed, digits_alone):
+    key = "tokenizer_class" if table == "tokenizer_config" else "model_type"
+    tokenizer = from_pretrained(folder_of("gpt2", ["vocab.json", "merges.txt"], **{table: {key: name}}))
+    assert (tokenizer.encode("cafe\u0301") == tokenizer.encode("caf\u00e9")) == is_composed
+    assert (len(tokenizer.encode("12345")) == 5) == digits_alone
+    assert tokenizer.adds_bos is False
+
+
+def test_every_kind_of_vocabulary_files_is_in_the_table_above():
+    from torchmask.tokenizers import vocabulary_files
+
+    assert set(vocabulary_files._KINDS) == {"GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer"}
+    expected = {"gpt2", "codegen", "gpt_neox", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
+    assert set(vocabulary_files._KIND_OF_MODEL) == expected
+
+
+@pytest.mark.parametrize("model_type", ["olmo2", "roberta", "falcon", "bloom"])
+def test_vocabulary_files_of_an_unknown_model_type_are_refused(folder_of, model_type):
+    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], config={"model_type": model_type})
+    with pytest.raises(ConfigError, match=f"the model_type {model_type}, and how it cuts text is not known") as raised:
+        from_pretrained(folder)
+    assert raised.value.id == "C11" and raised.value.where.endswith("config.json")
+
+
+# BOS in front of plain text
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize(
+    ("name", "files", "config"),
+    [
+        ("llama2", ["tokenizer.model"], {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>"}),
+        ("gemma", ["tokenizer.model"], {"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>"}),
+        ("gpt2", ["vocab.json", "merges.txt"], {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>"}),
+        (
+            "gpt2",
+            ["vocab.json", "merges.txt"],
+            {"tokenizer_class": "GPTNeoXTokenizer", "bos_token": "<|endoftext|>"},
+        ),
+    ],
+)
+def test_add_bos_token_of_the_configuration_is_heeded_as_by_transformers(folder_of, name, files, config, said):
+    folder = folder_of(name, files, tokenizer_config={**config, "add_bos_token": said})
+    tokenizer = from_pretrained(folder)
+    assert tokenizer.adds_bos == said and tokenizer.bos_id is not None
+    assert tokenizer.encode("Hi", add_bos=True) == AutoTokenizer.from_pretrained(folder)("Hi")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "adds_bos"),
+    [("llama2", True), ("llama3", True), ("gemma", True), ("mistral_v3", True), ("stories260k", True),
+     ("gpt2", False), ("qwen3", False)],
+)  # fmt: skip
+def test_a_published_file_alone_says_whether_text_begins_with_bos(load, name, adds_bos):
+    tokenizer = load(name)
+    assert tokenizer.adds_bos == adds_bos
+    assert tokenizer.encode("Hi", add_bos=True) == [tokenizer.bos_id] * adds_bos + tokenizer.encode("Hi")
+
+
+def test_tokens_added_to_sentencepiece_leave_bos_in_front_of_text(chatml_finetune):
+    assert from_pretrained(chatml_finetune("decoder")).encode("Hi", add_bos=True)[0] == 1
 
 
 def test_vocabulary_files_of_an_unknown_class_are_refused(folder_of):

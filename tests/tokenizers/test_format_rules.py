@@ -1,9 +1,13 @@
 """Native chat formats: what each of them refuses, and what no published template can be asked."""
 
+import json
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import GenerationConfig
 
 from torchmask import Message
 from torchmask.errors import ConfigError, DataError
@@ -81,6 +85,55 @@ def test_arguments_as_json_text_are_written_as_an_object():
     messages = [CHAT[0], Message("assistant", "", tool_calls=[call])]
     assert '{"name": "f", "parameters": {"a": "é"}}' in text_of("llama3_1", messages)
     assert '{"name": "f", "arguments": {"a": "é"}}' in text_of("qwen2_5", messages)
+
+
+TAKE_TOOLS = [name for name, chat_format in NATIVE_FORMATS.items() if chat_format.takes_tools]
+
+
+@pytest.mark.parametrize("name", [*TAKE_TOOLS, "template"])
+@pytest.mark.parametrize("has_function", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ('{x: 1', "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[1]", "JSON of list"),
+        ('"{}"', "JSON of str"),
+        ("null", "JSON of NoneType"),
+        ([1], "list"),
+        (3, "int"),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_no_object_are_refused_with_their_path(load, name, has_function, arguments, found):
+    good = {"name": "f", "arguments": {}, "id": "a23456789"}
+    bad = {"name": "f", "arguments": arguments}
+    calls = [{"function": call} if has_function else call for call in (good, bad)]
+    messages = [CHAT[0], Message("assistant", "", tool_calls=calls)]
+    path = f"messages[1].tool_calls[1]{'.function' * has_function}.arguments is {found}"
+    with pytest.raises(DataError, match=re.escape(path)) as raised:
+        load("qwen3").write(messages) if name == "template" else text_of(name, messages)
+    assert raised.value.id == "D08"
+
+
+@pytest.mark.parametrize("arguments", [{}, None, "{}", " { } "])
+def test_no_arguments_are_an_empty_object(load, arguments):
+    messages = [CHAT[0], Message("assistant", "", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])]
+    assert '{"name": "f", "arguments": {}}' in text_of("qwen2_5", messages)
+    assert '{"name": "f", "arguments": {}}' in load("qwen3").decode(load("qwen3").render(messages).tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("mistral", "'mistral_v1' or 'mistral_v3' or 'mistral_tekken' or 'mistral_v7'"),
+        ("llama3.1", "'llama3_1'"),
+        ("qwen2", "'qwen2_5'"),
+    ],
+)
+def test_an_unknown_format_names_all_that_it_may_be(load, name, near):
+    with pytest.raises(ConfigError, match=re.escape(f"did you mean {near}?")) as raised:
+        load("llama2", name)
+    assert raised.value.id == "C06"
 
 
 def test_tools_of_phi4_mini_stand_behind_the_system_messages_text():
@@ -166,6 +219,38 @@ def test_a_pickled_tokenizer_keeps_its_format(load):
     tokenizer = load("qwen3", "qwen3_nothink")
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.render(CHAT, None, True).tokens.tolist() == tokenizer.render(CHAT, None, True).tokens.tolist()
+
+
+@pytest.mark.parametrize("known", [None, {"eos_token_id": 151643, "temperature": 0.6}])
+def test_transformers_stops_where_a_saved_native_format_ends_its_turns(load, tmp_path, known):
+    shutil.copytree(load("qwen3").folder, tmp_path / "source")
+    if known is not None:
+        (tmp_path / "source" / "generation_config.json").write_text(json.dumps(known))
+    tokenizer = from_pretrained(tmp_path / "source", "chatml")
+    tokenizer.save(tmp_path / "saved")
+    theirs = GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert theirs.eos_token_id == list(tokenizer.stop_ids)
+    assert {tokenizer.eos_id, tokenizer.control_tokens["<|im_end|>"]} <= set(theirs.eos_token_id)
+    assert (theirs.temperature == 0.6) == (known is not None)
+    again = from_pretrained(tmp_path / "saved")
+    assert again.stop_ids == tokenizer.stop_ids and again.chat_format == "chatml"
+    assert (again.bos_id, again.eos_id, again.pad_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+
+
+def test_a_saved_template_leaves_the_generation_configuration_as_it_is(load, tmp_path):
+    load("qwen3").save(tmp_path)
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "chat_format"), [("llama3", "llama3"), ("gemma", "gemma"), ("gpt2", "alpaca"), ("mistral_v3", "zephyr")]
+)
+def test_roles_and_stops_survive_saving_where_no_configuration_names_them(load, tmp_path, name, chat_format):
+    tokenizer = load(name, chat_format)
+    tokenizer.save(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert (again.bos_id, again.eos_id, again.pad_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    assert again.stop_ids == tokenizer.stop_ids and again.adds_bos == tokenizer.adds_bos
 
 
 def test_a_saved_format_is_read_back(load, tmp_path):

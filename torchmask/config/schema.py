@@ -34,7 +34,8 @@ _LIGHT_MODULES = (
         "re",
         "functools",
     ),
-    *("torchmask.config", "torchmask.errors", "torchmask.data.pack_options", "torchmask.constants"),
+    *("torchmask.config", "torchmask.errors", "torchmask.constants"),
+    *("torchmask.data.pack_options", "torchmask.data.stream_options"),
 )
 
 

@@ -41,6 +41,7 @@ NO_BLOCKS = (
     "torchmask.data.cached_rows",
     "torchmask.data.fingerprints",
     "torchmask.data.mapped",
+    "torchmask.data.stream_ledger",
     "torchmask.data.view",
     "torchmask.data.workers",
     "torchmask.models.export",

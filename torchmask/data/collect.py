@@ -25,6 +25,15 @@ from torchmask.errors import DataError
 
 Render = Callable[[Conversation], Sequence[Document]]
 
+
+class NoRowsLeft(DataError):
+    """Rows were read and none of them made a document; `report` counts them by cause."""
+
+    def __init__(self, message: str, *, where: str | None, fix: str, report: dict[str, Any]) -> None:
+        super().__init__("D05", message, where=where, fix=fix)
+        self.report = report
+
+
 FIRST_CHUNK, LARGEST_CHUNK = 32, 512
 """Rows of a chunk: few at first, so that a mistake shows at once, then as many as fit a processor's cache."""
 
@@ -59,7 +68,7 @@ def collect(
     Raises:
         RowError: bad rows, by `bad`.
         ConfigError: C13, `max_rows` or `num_workers` is below 0.
-        DataError: no row is left (D05).
+        NoRowsLeft: no row is left (D05).
         WorkerLost: D19, a worker was killed.
     """
     check_max_rows(max_rows)
@@ -82,7 +91,8 @@ def collect(
     if not len(samples):
         left_out = ", ".join(f"{cause} {entry['count']}" for cause, entry in samples.report["skipped"].items())
         message = f"no row is left of {samples.report['rows_read']} ({left_out or 'max_rows is 0'})"
-        raise DataError("D05", message, where=_first_place(samples), fix="mend filter_fn, max_rows or the rows")
+        fix = "mend filter_fn, max_rows or the rows"
+        raise NoRowsLeft(message, where=_first_place(samples), fix=fix, report=samples.report)
     return samples
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchmask.data.columns import MAX_PLACES
 from torchmask.data.fragments import Fragments, Targets
@@ -72,6 +73,15 @@ def build_ledger(
         eos=_stops(samples, targets, selection, num_boundaries),
         source=samples.report,
     )
+
+
+def ledger_of_nothing(samples: Samples, causes: npt.NDArray[np.uint8], *, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of samples of which none is packed, for these causes ([N] uint8, index into `CAUSES`)."""
+    nothing = Fragments.whole(samples.lengths).select(np.zeros(0, np.int64))
+    zeros = np.zeros(len(samples), np.int64)
+    selection = Selection(nothing, nothing, causes, zeros, zeros.astype(bool), zeros.astype(bool))
+    counts = {"num_rows": 0, "num_slots": 0, "num_boundaries": 0}
+    return build_ledger(samples, Targets(samples), selection, options=options, **counts)
 
 
 def _stops(samples: Samples, targets: Targets, selection: Selection, num_boundaries: int) -> dict[str, int]:

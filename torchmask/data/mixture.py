@@ -1,16 +1,18 @@
 """Several data sets as one, in given proportions.
 
-Documents are interleaved evenly and not drawn by lot: after any number of documents, each data set has given its share
-to within one. So proportions hold in every stretch of the result, and a place in it is a number and not a generator's
-state. What is random, from the seed, is which of its documents a data set gives next.
+Documents are interleaved evenly and not drawn by lot: after any number of documents, each data set has given about its
+share (of two data sets, to within one). So proportions hold in every stretch of the result, and a place in it is a
+number and not a generator's state. What is random, from the seed, is which of its documents a data set gives next.
 
 Legend: K data sets, N documents of the mixture.
 """
 
 import difflib
+import heapq
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from importlib import import_module
 from typing import Any, Literal
 
@@ -159,6 +161,36 @@ def interleaved(weights: Sequence[float], total: int) -> npt.NDArray[np.int64]:
     of = np.repeat(np.arange(len(shares)), counts)
     nth = np.concatenate([np.arange(count) for count in counts])
     return of[np.argsort((nth + 0.5) / shares[of], kind="stable")[:total]]
+
+
+def given_before(weights: Sequence[float], total: int) -> list[int]:
+    """How many of the first `total` documents of a stream are of each part: O(K log K), however far that is.
+
+    A tree is made of the parts as Huffman's code makes it, and each node splits what it is given between its two
+    children, rounded, in whole numbers. So the counts add up to `total`, none falls when `total` grows, and each is its
+    share to within two: a node that has children takes at most two thirds of its parent's error, by Huffman's order,
+    and rounding adds one half. Of two parts each is its share to within one half.
+
+    >>> [given_before([0.7, 0.3], total) for total in (1, 2, 3, 10, 10**12)]
+    [[1, 0], [1, 1], [2, 1], [7, 3], [700000000000, 300000000000]]
+    """
+    tree: list[tuple[Fraction, int, Any]] = [(Fraction(weight), i, None) for i, weight in enumerate(weights)]
+    heapq.heapify(tree)
+    for number in range(len(weights), 2 * len(weights) - 1):
+        small, large = heapq.heappop(tree), heapq.heappop(tree)
+        heapq.heappush(tree, (small[0] + large[0], number, (large, small)))
+    counts = [0] * len(weights)
+    open_nodes = [(tree[0], total)]
+    while open_nodes:
+        (weight, number, children), count = open_nodes.pop()
+        if children is None:
+            counts[number] = count
+            continue
+        large, small = children
+        share = large[0] / weight
+        first = (2 * share.numerator * count + share.denominator) // (2 * share.denominator)
+        open_nodes += [(large, first), (small, count - first)]
+    return counts
 
 
 def shuffled_passes(size: int, count: int, *, seed: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -321,6 +321,11 @@ class PackedDataset(Sequence[Pack]):
             placement.parent = parent - a if parent >= 0 else -1
         return placements
 
+    @property
+    def packed_samples(self) -> npt.NDArray[np.int64]:
+        """[n] int64, the samples that have a place in some row, in data order."""
+        return np.unique(self._layout.fragments.samples)
+
     def path(self, index: int, document: int) -> npt.NDArray[np.int64]:
         """[n] int64, the slots of all tokens of a document of row `index`: those it shares, then its own.
 

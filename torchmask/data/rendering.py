@@ -35,6 +35,7 @@ class Tokenizer(ChatTokenizer, Protocol):
 
     bos_id: int | None
     eos_id: int | None
+    adds_bos: bool
 
     @property
     def has_chat_format(self) -> bool:
@@ -150,7 +151,7 @@ def render_segments(
         tokenizer: a tokenizer.
         messages: the texts; only the assistant's count as answers.
         policy: says whether EOS is written, where texts are cut and what becomes of straddlers.
-        add_bos: whether BOS is written, where the tokenizer has one.
+        add_bos: whether BOS is written, where the model's own tokenizer puts it in front of plain text.
         special: control tokens that are read as such in the texts, by their text; BOS and EOS that are there already
             are not written again.
         yields_blanks: a straddler that has nothing but blanks of an answer and begins the text behind it belongs to
@@ -180,7 +181,7 @@ def render_segments(
         kinds[0], turns[0] = TokenKind.STRUCTURE, -1
     if has_eos:
         kinds[-1] = TokenKind.EOS
-    if add_bos and not has_bos and tokenizer.bos_id is not None:
+    if add_bos and not has_bos and tokenizer.adds_bos and tokenizer.bos_id is not None:
         ids, kinds, turns = np.insert(ids, 0, tokenizer.bos_id), np.insert(kinds, 0, 0), np.insert(turns, 0, -1)
         starts, ends = np.insert(starts, 0, 0), np.insert(ends, 0, 0)
     rendered = Rendered(ids, kinds, turns, num_straddlers, pieces=pieces, starts=starts, ends=ends)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 _PERCENTILES = (50, 90, 95, 99)
+_EMPTY_WINDOWS = {"without_samples": "without a document", "without_targets": "without anything to train on"}
 
 
 def length_summary(lengths: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -143,7 +144,8 @@ def short_place(place: str) -> str:
 
 def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lengths, eos, weights = report["lengths"], report["eos"], report["weights"]
-    marks = ", ".join(f"{key} {lengths[key]:,}" for key in ("min", "p50", "p95", "p99", "max"))
+    known = [key for key in ("min", "p50", "p95", "p99", "max") if key in lengths]  # a stream's have no percentiles
+    marks = ", ".join(f"{key} {lengths[key]:,}" for key in known)
     details = [("packs", _packs(report)), ("lengths", marks), ("stop tokens", _stops(eos))]
     if report["share_prefixes"]:
         details.insert(1, ("shared prefixes", _sharing(report)))
@@ -156,6 +158,27 @@ def _details(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         details.append(("straddlers", f"{report['straddlers']:,} tokens cover both template and text"))
     for cause, entry in report["source"].get("skipped", {}).items():
         details.append(("rows skipped", f"{cause}: {_documents(entry, 'row')}"))
+    if "windows" in report:
+        details += _of_stream(report)
+    return details
+
+
+def _of_stream(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What only the ledger of a stream has: see `add_ledgers`."""
+    details = []
+    for name, found in report["source"].get("spans", {}).items():
+        missed = found["rows_unmatched"] + found["rows_no_token"]
+        if missed:
+            places = f": {', '.join(map(short_place, found['places'][:3]))}" if found["places"] else ""
+            details.append(("rules unmatched", f"{name} found nothing to select in {_count(missed, 'row')}{places}"))
+    windows = report["windows"]
+    empty = [f"{windows[key]:,} {words}" for key, words in _EMPTY_WINDOWS.items() if windows.get(key)]
+    details.append(("windows", ", ".join([f"{windows.get('packed', 0):,} packed", *empty])))
+    total = sum(part["documents"] for part in report["parts"])
+    for part in report["parts"]:
+        share, rows = 100 * part["documents"] / max(total, 1), _count(part["rows"], "row")
+        text = f"{part['name']}: {part['documents']:,} documents packed of {rows}, {share:.4g} % of all"
+        details.append(("source", f"{text}; its weight is {100 * part['share']:.4g} % of the rows"))
     return details
 
 

@@ -26,6 +26,16 @@ CAUSES = ("kept", "empty", "all_masked", "over_length", "truncated_away", "no_sp
 """Why a whole document is not in any pack; an index into this is kept for every document."""
 
 
+class NothingToTrain(DataError):
+    """No document is left to pack. `causes` ([N] uint8, index into `CAUSES`) says why, of each."""
+
+    def __init__(
+        self, id: str, message: str, *, causes: npt.NDArray[np.uint8], fix: str, excerpt: str | None = None
+    ) -> None:
+        super().__init__(id, message, fix=fix, excerpt=excerpt)
+        self.causes = causes
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """What goes into packs, and what became of the rest.
@@ -65,8 +75,8 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
     """The fragments to pack, none longer than `max_seq_len` slots.
 
     Raises:
-        DataError: D05 no samples, D09 a document is too long or none is left, D10 truncation removes too many
-            documents' targets, D11 no document has a target.
+        NothingToTrain: D05 no samples, D09 none is left, D11 no document has a target.
+        DataError: D09 a document is too long, D10 truncation removes too many documents' targets.
     """
     count = len(samples)
     causes = np.zeros(count, np.uint8)
@@ -75,15 +85,15 @@ def select_fragments(samples: Samples, targets: Targets, *, max_seq_len: int, po
     virtual = np.zeros(count, np.bool_)
     everything = Fragments.whole(samples.lengths)
     had_targets = targets.count(everything) > 0
-    _require_samples(samples, had_targets, policy)
     causes[samples.lengths == 0] = CAUSES.index("empty")
     if policy.no_targets != "keep":
         none = ~had_targets & (causes == 0)
         causes[none] = CAUSES.index("all_masked")
         if samples.unmatched is not None:
             causes[none & samples.unmatched] = CAUSES.index("no_span_match")
-        if policy.no_targets == "error" and not had_targets.all():
-            raise _no_targets_error(samples, np.flatnonzero(~had_targets))
+    _require_samples(samples, had_targets, causes, policy)
+    if policy.no_targets == "error" and not had_targets.all():
+        raise _no_targets_error(samples, np.flatnonzero(~had_targets))
     fragments = everything.select(causes == 0)
 
     if policy.virtual_stops:
@@ -175,12 +185,13 @@ def _split(fragments: Fragments, max_seq_len: int, *, stream: bool) -> Fragments
     return fragments.cut(parents, starts, np.minimum(starts + max_seq_len, lengths[parents]))
 
 
-def _require_samples(samples: Samples, had_targets: Bools, policy: CutPolicy) -> None:
+def _require_samples(samples: Samples, had_targets: Bools, causes: npt.NDArray[np.uint8], policy: CutPolicy) -> None:
     if not len(samples):
         skipped = {cause: entry["count"] for cause, entry in samples.report.get("skipped", {}).items()}
         read = samples.report.get("rows_read", 0)
         why = f": {read} rows were read and all skipped {skipped}" if skipped else ""
-        raise DataError("D05", f"the dataset is empty{why}", fix="check the source, its split and its filters")
+        fix = "check the source, its split and its filters"
+        raise NothingToTrain("D05", f"the dataset is empty{why}", causes=causes, fix=fix)
     if had_targets.any() or policy.no_targets == "keep":
         return
     i = int(np.argmax(samples.lengths > 0))
@@ -188,10 +199,11 @@ def _require_samples(samples: Samples, had_targets: Bools, policy: CutPolicy) ->
     shown = slice(0, 24)
     more = " ..." if len(sample) > 24 else ""
     tokens, mask = (" ".join(f"{v:>5}" for v in column[shown].tolist()) for column in (sample.tokens, sample.mask))
-    raise DataError(
+    raise NothingToTrain(
         "D11",
         f"none of the {len(samples)} documents has a trained token, so there is nothing to learn: "
         f"{_why_untrained(samples)}. {samples.row_name(i)}, {len(sample)} tokens (mask: 0 trained, 1 not):",
+        causes=causes,
         excerpt=f"tokens {tokens}{more}\n    mask   {mask}{more}",
         fix="check masking_strategy, the roles of the rows (column_map) and the chat format",
     )
@@ -255,11 +267,12 @@ def _check_truncated_away(
     )
 
 
-def _nothing_left_error(samples: Samples, causes: npt.NDArray[np.uint8], max_seq_len: int) -> DataError:
+def _nothing_left_error(samples: Samples, causes: npt.NDArray[np.uint8], max_seq_len: int) -> NothingToTrain:
     counts = {CAUSES[c]: int(n) for c, n in enumerate(np.bincount(causes, minlength=len(CAUSES))) if n}
-    return DataError(
+    return NothingToTrain(
         "D09",
         f"no document is left to train on: of {len(samples)}, {counts} at max_seq_len {max_seq_len}\n"
         f"    {length_table(samples.lengths)}",
+        causes=causes,
         fix="raise max_seq_len, or set over_length to truncate or split",
     )

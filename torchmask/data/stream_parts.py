@@ -12,18 +12,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torchmask.data.rows import Row, show_value
+from torchmask.data.columns import MAX_PLACES
+from torchmask.data.rows import Filter, Row, keep_rows, show_value
 from torchmask.data.sample import Samples
 from torchmask.data.sources import find_files, open_source
+from torchmask.data.stream_options import refuse_whole
 from torchmask.errors import ConfigError, DataError
 
 RowSource = Iterable[Any] | Callable[[], Iterable[Any]]
 
 _OPENS = ("data_files", "split", "name", "revision", "field", "sample_by")  # arguments that say which rows
-_WHOLE = {
-    "cache": "a stream is for what is not kept; leave cache out",
-    "max_rows": "a builder of a stream sees one window at a time; write split: train[:1000]",
-}
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class StreamPart:
             `partial(alpaca_dataset, tokenizer)`.
         rows: an iterable of mappings or `Row`s that begins anew each time it is iterated (a list, a data set of the Hub
             opened with streaming=True), or a function that opens one: `lambda: open_source("big.jsonl")`.
-        weight: share of the documents of each window, relative to the other parts.
+        weight: share of the rows of each window that pass its `filter_fn`, relative to the other parts.
         files: (name, bytes) of each file that the rows come from, by which a resumed run knows them again.
         name: what people call it.
     """
@@ -57,7 +55,7 @@ def stream_part(builder: "partial[Samples]", *, weight: float = 1.0) -> StreamPa
     Args:
         builder: `partial(alpaca_dataset, tokenizer, source="web/*.jsonl")`; `torchmask.config.prepare` makes one out of
             a component.
-        weight: share of the documents of each window, relative to the other parts.
+        weight: share of the rows of each window that pass its `filter_fn`, relative to the other parts.
 
     Raises:
         ConfigError: C09, it does not read a `source`, or has arguments that need all rows at once (`cache`,
@@ -71,9 +69,7 @@ def stream_part(builder: "partial[Samples]", *, weight: float = 1.0) -> StreamPa
     if "source" not in parameters:
         fix = "name a builder with a source; a mixture's data sets become parts with weights"
         raise ConfigError("C09", f"{called} reads no source, so a stream cannot hand it its rows", fix=fix)
-    for key, fix in _WHOLE.items():
-        if builder.keywords.get(key) not in (None, False):
-            raise ConfigError("C09", f"{called}: {key} needs all rows at once, a stream has them never", fix=fix)
+    refuse_whole(builder.keywords, called, where=None)
     defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
     given = {**defaults, **builder.keywords}
     source = given.get("source")
@@ -96,16 +92,30 @@ def stream_part(builder: "partial[Samples]", *, weight: float = 1.0) -> StreamPa
     return StreamPart(partial(builder.func, *builder.args, **own), rows, weight, known, shown)
 
 
+def without_filter(builder: Callable[..., Samples]) -> tuple[Callable[..., Samples], Filter | None]:
+    """A builder that gets filtered rows, and the filter. A stream counts rows by it, so it comes before the builder."""
+    if not isinstance(builder, partial) or builder.keywords.get("filter_fn") is None:
+        return builder, None
+    own = {key: value for key, value in builder.keywords.items() if key != "filter_fn"}
+    return partial(builder.func, *builder.args, **own), builder.keywords["filter_fn"]
+
+
 class Reader:
-    """The rows of one source, how many of them were taken, and how often it came to its end.
+    """The rows of one source that pass its filter, how many were taken, and how often it came to its end.
 
     Args:
         source: as `StreamPart.rows`; opened by the first call that wants a row.
         repeats: begin again at its end.
+        filter_fn: see `keep_rows`; the rows that it leaves out are not counted as taken.
+
+    Attributes:
+        left_out: `{"count", "places"}` of the rows that the filter left out in the last `take`.
+        is_done: no more rows come: the source has ended, or a whole pass over it gave none.
     """
 
-    def __init__(self, source: RowSource, repeats: bool) -> None:
-        self._source, self._repeats = source, repeats
+    def __init__(self, source: RowSource, repeats: bool, filter_fn: Filter | None = None) -> None:
+        self._source, self._repeats, self._filter = source, repeats, filter_fn
+        self.left_out: dict[str, Any] = {"count": 0, "places": []}
         self._rows: Iterator[Row] | None = None
         self._given = 0  # in this pass
         self._size: int | None = None  # of a whole pass, once there was one
@@ -115,6 +125,7 @@ class Reader:
     def take(self, count: int) -> list[Row]:
         """The next rows, fewer where the source ends; with `repeats` it begins again."""
         result: list[Row] = []
+        self.left_out = {"count": 0, "places": []}
         while len(result) < count and not self.is_done:
             new = list(islice(self._open(), count - len(result)))
             self._advance(len(new), is_end=len(result) + len(new) < count)
@@ -130,6 +141,11 @@ class Reader:
             passed = sum(1 for _ in islice(self._open(), count))
             self._advance(passed, is_end=passed < count)
             count -= passed
+
+    def _leave_out(self, row: Row) -> None:
+        self.left_out["count"] += 1
+        if len(self.left_out["places"]) < MAX_PLACES:
+            self.left_out["places"].append(row.where)
 
     def _advance(self, count: int, *, is_end: bool) -> None:
         self.taken += count
@@ -149,7 +165,8 @@ class Reader:
                     "in it",
                     fix="give a list, a data set, or a function that opens the rows: lambda: open_source(...)",
                 )
-            self._rows, self._given = (_row(values, i) for i, values in enumerate(opened, 1)), 0
+            rows = (_row(values, i) for i, values in enumerate(opened, 1))
+            self._rows, self._given = keep_rows(rows, self._filter, self._leave_out), 0
         return self._rows
 
 

@@ -49,7 +49,8 @@ def text_completion_dataset(
         options: further keyword arguments, see `TextOptions` and `RowOptions`; the whole text is the assistant's.
         source, sample_by: see `open_source`.
         column: the column that holds the text.
-        add_bos, add_eos: put BOS in front of, EOS behind each document.
+        add_bos, add_eos: put BOS in front of each document (where the model's own tokenizer does so with plain text:
+            Llama's does, GPT-2's does not), EOS behind it.
         response_template: what an answer follows, such as `### Response:`; rows without it have nothing to learn and
             are counted in the report's `spans`.
         instruction_template: where an answer ends and the next question begins, for texts of several turns.

@@ -6,7 +6,7 @@ Dropouts of config.json are not applied, as in evaluation.
 from collections.abc import Callable
 from typing import Any
 
-from torchmask.models.config_values import head_dim_of, with_defaults
+from torchmask.models.config_values import head_dim_of, refusal, with_defaults
 from torchmask.models.conversions import Split, kv_heads
 from torchmask.models.family import Family, sized
 from torchmask.modules.decoder import Decoder
@@ -22,6 +22,8 @@ _DEFAULTS = {
     "n_head": 8,
     "layer_norm_epsilon": 1e-5,
     "apply_residual_connection_post_layernorm": False,
+    "pretraining_tp": 1,
+    "slow_but_exact": False,
     "tie_word_embeddings": True,
 }
 _ALIASES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
@@ -59,6 +61,8 @@ def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
     config = with_defaults(config, _DEFAULTS, aliases=_ALIASES)
     if config.get("n_embed") is not None:  # the width's first name
         config["hidden_size"] = config["n_embed"]
+    if config["slow_but_exact"] and config["pretraining_tp"] > 1:  # transformers leaves biases out there
+        raise refusal(config, "slow_but_exact", "only false is known, which is the same but for rounding")
     embed_dim, num_heads = config["hidden_size"], config["n_head"]
     return DecoderSpec(
         vocab_size=config["vocab_size"],

@@ -28,14 +28,35 @@ def with_defaults(
 
     Args:
         config: its content.
-        defaults: what absent keys stand for; keys with null stay null.
+        defaults: what absent keys stand for, which also says of what type values are; keys with null stay null.
         aliases: second names of keys, each with the first.
+
+    Raises:
+        WeightsError: W05, a value of another type, or null where something is needed.
 
     >>> with_defaults({"n_layer": 3, "eps": None}, {"layers": 2, "eps": 1e-5}, aliases={"n_layer": "layers"})
     {'layers': 3, 'eps': None, 'n_layer': 3}
     """
     renamed = {name: config[alias] for alias, name in (aliases or {}).items() if alias in config}
-    return {**defaults, **renamed, **config}
+    values = {**defaults, **renamed, **config}
+    for key, default in {**_SIZES, **defaults}.items():
+        value = values.get(key, default)
+        if default is None or (value is None and key in _MAY_BE_NULL):
+            continue
+        if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+            raise refusal(values, key, f"{_TYPE_NAMES[type(default)]} is wanted")
+    return values
+
+
+_SIZES = {"hidden_size": 1, "num_hidden_layers": 1}  # which have no default in most families
+_MAY_BE_NULL = (
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 
 
 def activation_of(config: Mapping[str, Any], key: str) -> Activation:

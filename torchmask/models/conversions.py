@@ -12,7 +12,7 @@ Legend: E experts, K kv heads, H heads, C head_dim, D embed_dim, F intermediate_
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -170,6 +170,20 @@ class StackExperts:
         ]
 
 
+def fused_experts(router: str) -> tuple[Conversion, ...]:
+    """Experts as transformers 5 has them in memory, where somebody wrote that to a file: [E, 2F, D] and [E, D, F].
+
+    Args:
+        router: its name there.
+    """
+    theirs, ours = "model.layers.{}.mlp.experts.", "layers.{}.mlp.experts."
+    return (
+        Split(router, ("layers.{}.mlp.router.weight",)),
+        Split(f"{theirs}gate_up_proj", (f"{ours}gate_proj", f"{ours}up_proj"), dim=1),
+        Split(f"{theirs}down_proj", (f"{ours}down_proj",)),
+    )
+
+
 def make_layout(conversions: Iterable[Conversion], shapes: Mapping[str, Shape], spec: Any) -> Layout:
     """Where a checkpoint keeps the parameters of a model.
 
@@ -193,6 +207,14 @@ def make_layout(conversions: Iterable[Conversion], shapes: Mapping[str, Shape], 
         for ours, pieces in zip(together, conversion.pieces([tuple(shapes[o]) for o in together], spec)):
             layout[ours] = tuple(Piece(p.hub.replace("{}", layer), p.ours, p.theirs, p.transposed) for p in pieces)
     return layout
+
+
+def without_prefix(layout: Layout, prefix: str) -> Layout:
+    """The layout of a checkpoint whose names begin without this."""
+    return {
+        ours: tuple(replace(piece, hub=piece.hub.removeprefix(prefix)) for piece in pieces)
+        for ours, pieces in layout.items()
+    }
 
 
 def pattern_of(name: str) -> tuple[str, str]:

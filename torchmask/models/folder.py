@@ -1,6 +1,7 @@
 """Models from folders in Hugging Face layout."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ from torchmask.models import (
 from torchmask.models.family import Family, build_model
 from torchmask.models.resize import with_new_rows
 from torchmask.models.scope import out_of_scope, refuse_quantised
-from torchmask.models.weight_files import open_folder
-from torchmask.models.weights import load_weights
+from torchmask.models.weight_files import FileTensor, open_folder
+from torchmask.models.weights import FLOATS, load_weights
 from torchmask.modules.decoder import Decoder
+from torchmask.modules.spec import DecoderSpec
+
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_ROWS_COMPARED = 1024
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -64,18 +69,29 @@ def from_pretrained(
 ) -> Decoder:
     """The model in a Hugging Face folder, with its weights.
 
+    Where config.json says that the head is the embedding and the files have another one, it is not: such a model gets
+    a head of its own, and `tie_word_embeddings` is false in what it is saved with.
+
     Args:
         folder: holds config.json and weights as safetensors or, where there are none, pickles (`pytorch_model.bin`),
             single or sharded; or one of Meta's Llamas as published (params.json, consolidated.00.pth, ...).
         dtype: of the parameters, whatever the files hold; a torch dtype or its name: fp32, bf16, fp16, fp64.
-        device: `meta` builds the model without reading weights.
+        device: `meta` builds the model without its weights.
 
     Raises:
-        WeightsError: a missing or damaged file, an unknown family, tensors that do not fit, quantised weights (MXFP4 is
-            read).
+        WeightsError: a missing or damaged file, an unknown family, tensors that do not fit or are no finite numbers,
+            quantised weights (MXFP4 is read).
+        ConfigError: a dtype or device that there is not.
+        EnvironmentFault: a device that this machine does not have.
     """
     folder = Path(folder).expanduser()
-    model = from_config(folder, dtype=dtype, device=device, seed=None)
+    config = read_config(folder)
+    family = family_of(config)
+    spec = _spec_of(family, config, folder)
+    if spec.tie_embeddings and _holds_own_head(folder, family):
+        config = {**config, "tie_word_embeddings": False}
+        spec = _spec_of(family, config, folder)
+    model = build_model(family, spec, dtype=dtype, device=device, config=config, seed=None)
     if torch.device(device).type != "meta":
         load_pretrained(model, folder)
     return model
@@ -99,15 +115,19 @@ def from_config(
     """
     content = read_config(config)
     family = family_of(content)
+    spec = _spec_of(family, content, config)
+    return build_model(family, spec, dtype=dtype, device=device, config=content, seed=seed)
+
+
+def _spec_of(family: Family, content: dict[str, Any], config: dict[str, Any] | str | Path) -> DecoderSpec:
     try:
-        spec = family.spec_from_config(content)
+        return family.spec_from_config(content)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         if isinstance(error, WeightsError):
             raise
         where = "config.json" if isinstance(config, dict) else str(config)
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise WeightsError("W05", f"config.json describes no model: {why}", where=where, fix="get it again") from error
-    return build_model(family, spec, dtype=dtype, device=device, config=content, seed=seed)
 
 
 def load_pretrained(model: Decoder, folder: str | Path) -> None:
@@ -123,15 +143,44 @@ def load_pretrained(model: Decoder, folder: str | Path) -> None:
         load_weights(model, tensors, layout, where=str(folder), derived=meta_llama.DERIVED)
         return
     refuse_quantised(read_config(folder) if (folder / "config.json").exists() else model.hub_config, str(folder))
-    layout = family.layout(model)
-    load_weights(
-        model,
-        with_new_rows(model, open_folder(folder), layout, optional_prefix=family.optional_prefix),
-        layout,
-        where=str(folder),
-        derived=family.derived,
-        optional_prefix=family.optional_prefix,
-    )
+    tensors = open_folder(folder)
+    if model.spec.tie_embeddings and _has_own_head(tensors, family):
+        head, embedding = (tensors[family.hub_name(ours, tensors)] for ours in (_HEAD, _EMBEDDING))
+        raise WeightsError(
+            "W05",
+            f"{head.name} differs from {embedding.name}, and the model has one parameter for both",
+            where=str(folder),
+            fix="set tie_word_embeddings: false in the config.json that the model is built from, or build it by"
+            " from_pretrained from this folder",
+        )
+    layout = family.layout(model, tensors)
+    tensors = with_new_rows(model, tensors, layout)
+    load_weights(model, tensors, layout, where=str(folder), derived=family.derived)
+
+
+def _holds_own_head(folder: Path, family: Family) -> bool:
+    """Whether the files of a folder have another head than the embedding; False where they cannot be read."""
+    if meta_llama.is_meta_folder(folder):
+        return False  # there the files have told whether it is tied
+    try:
+        return _has_own_head(open_folder(folder), family)
+    except WeightsError:
+        return False  # whoever loads them is told
+
+
+def _has_own_head(tensors: Mapping[str, FileTensor], family: Family) -> bool:
+    """Whether a checkpoint has another head than the embedding; rows are read up to the first that differs."""
+    embedding, head = (tensors.get(family.hub_name(ours, tensors)) for ours in (_EMBEDDING, _HEAD))
+    if embedding is None or head is None or not {embedding.dtype, head.dtype} <= set(FLOATS):
+        return False
+    if head.shape != embedding.shape:
+        return True
+    for start in range(0, head.shape[0], _ROWS_COMPARED):
+        rows = (slice(start, min(start + _ROWS_COMPARED, head.shape[0])), slice(None))
+        one, other = head.read(rows), embedding.read(rows)
+        if not (one.equal(other) if one.dtype == other.dtype else one.double().equal(other.double())):
+            return True
+    return False
 
 
 def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
@@ -143,7 +192,7 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
         return meta_llama.read_config(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a mark of the byte order
     except FileNotFoundError as error:
         raise WeightsError(
             "W03",
@@ -161,7 +210,7 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
 def family_of(config: dict[str, Any]) -> Family:
     """The family that a config.json names."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         what = out_of_scope(config) or "is not a family torchmask knows"
         raise WeightsError(
             "W10",

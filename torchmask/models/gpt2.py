@@ -128,6 +128,7 @@ def _published(embed_dim: int, num_layers: int, num_heads: int) -> Callable[...,
     return sized(FAMILY, spec_from_config({"n_embd": embed_dim, "n_layer": num_layers, "n_head": num_heads}))
 
 
+distilgpt2 = _published(768, 6, 12)
 gpt2_small = _published(768, 12, 12)
 gpt2_medium = _published(1024, 24, 16)
 gpt2_large = _published(1280, 36, 20)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torchmask.models.config_values import refusal
 from torchmask.models.rope_config import LAYER_TYPES, read_rope, scaling_entry
+from torchmask.modules.rope_scaling import YarnRopeScaling
 from torchmask.modules.spec import DecoderSpec
 
 FULL, SLIDING = LAYER_TYPES
@@ -29,13 +30,14 @@ def layered_rope_facts(
     tables = dict(config.get("rope_parameters") or {})
     if tables and not any(layer_type in tables for layer_type in LAYER_TYPES):
         raise refusal(config, "rope_parameters", f"this family has a table for each of {', '.join(LAYER_TYPES)}")
-    full = {**(tables.get(FULL) or {}), **(config.get("rope_scaling") or {})}
+    beside = {"truncate": tables["truncate"]} if "truncate" in tables else {}
+    full = {**beside, **(tables.get(FULL) or {}), **(config.get("rope_scaling") or {})}
     window_base = config.get(window_base_key) if window_base_key else None
     lengths = {key: config[key] for key in _LENGTHS if key in config}
     ropes = [
         read_rope({"rope_parameters": table, "rope_theta": base, **lengths}, default_base=default)
         for table, base, default in zip(
-            (full, tables.get(SLIDING) or {}), (config.get("rope_theta"), window_base), default_bases
+            (full, {**beside, **(tables.get(SLIDING) or {})}), (config.get("rope_theta"), window_base), default_bases
         )
     ]
     if any(rope.fraction != 1 for rope in ropes) or config.get("partial_rotary_factor") not in (None, 1):
@@ -49,6 +51,7 @@ def layered_rope_facts(
     }
 
 
+_OLD_SPELLING = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 _LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
 
 
@@ -57,4 +60,24 @@ def layered_rope_entries(spec: DecoderSpec) -> dict[str, Any]:
     window_base = spec.rope_base if spec.window_rope_base is None else spec.window_rope_base
     full = {"rope_theta": spec.rope_base, **(scaling_entry(spec.rope_scaling) or {"rope_type": "default"})}
     window = {"rope_theta": window_base, **(scaling_entry(spec.window_rope_scaling) or {"rope_type": "default"})}
-    return {"rope_parameters": {FULL: full, SLIDING: window}}
+    tables: dict[str, Any] = {FULL: full, SLIDING: window}
+    if _is_untruncated(spec):
+        tables["truncate"] = False
+    return {"rope_parameters": tables}
+
+
+def with_layered_ropes(config: dict[str, Any], spec: DecoderSpec) -> dict[str, Any]:
+    """A config.json of one of these families as transformers reads it: itself, but for YaRN that is not truncated.
+
+    Transformers 5.23 looks for `truncate` beside the tables, so it is written there too, and the tables with it. It
+    cannot be told that some layers are truncated and others are not.
+    """
+    if not _is_untruncated(spec):
+        return config
+    other = {key: value for key, value in config.items() if key not in _OLD_SPELLING}
+    return {**other, **layered_rope_entries(spec)}
+
+
+def _is_untruncated(spec: DecoderSpec) -> bool:
+    scalings = (spec.rope_scaling, spec.window_rope_scaling)
+    return {scaling.truncate for scaling in scalings if isinstance(scaling, YarnRopeScaling)} == {False}

@@ -43,16 +43,15 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
-    title="Llama 2 to 3.3, Code Llama, TinyLlama, SmolLM2, Yi, DeepSeek-R1 distills",
+    title="Llama 2 to 3.3, Code Llama, TinyLlama, SmolLM2, Yi, Falcon3, DeepSeek-R1 distills",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,
-    optional_prefix="model.",
     derived=DERIVED,
 )
 
 # Published sizes: https://arxiv.org/abs/2307.09288 (2), 2308.12950 (Code), 2407.21783 (3, 3.1), 2401.02385 (TinyLlama),
-# 2502.02737 (SmolLM2), and the config.json of each on the Hub.
+# 2502.02737 (SmolLM2), 2403.04652 (Yi), 2501.12948 (R1 distills), and the config.json of each on the Hub.
 _llama2 = partial(DecoderSpec, vocab_size=32_000, head_dim=128, max_seq_len=4096)
 _code_llama = partial(_llama2, vocab_size=32_016, rope_base=1e6, max_seq_len=16_384)
 _llama3 = partial(DecoderSpec, vocab_size=128_256, num_kv_heads=8, head_dim=128, max_seq_len=8192, rope_base=500_000.0)
@@ -62,6 +61,18 @@ _llama3_2 = partial(
 )
 _smollm2 = partial(
     DecoderSpec, vocab_size=49_152, head_dim=64, max_seq_len=8192, rope_base=100_000.0, tie_embeddings=True
+)
+_yi = partial(DecoderSpec, vocab_size=64_000, head_dim=128, max_seq_len=4096, rope_base=5e6)
+_falcon3 = partial(
+    DecoderSpec,
+    vocab_size=131_072,
+    embed_dim=3072,
+    num_heads=12,
+    num_kv_heads=4,
+    head_dim=256,
+    max_seq_len=32_768,
+    norm_eps=1e-6,
+    rope_base=1_000_042.0,
 )
 
 _7b: dict[str, Any] = {
@@ -102,6 +113,7 @@ llama2_70b = sized(FAMILY, _llama2(**_70b))
 code_llama_7b = sized(FAMILY, _code_llama(**_7b))
 code_llama_13b = sized(FAMILY, _code_llama(**_13b))
 code_llama_34b = sized(FAMILY, _code_llama(**_34b, vocab_size=32_000))
+code_llama_70b = sized(FAMILY, _code_llama(**_70b))
 llama3_8b = sized(FAMILY, _llama3(**_8b))
 llama3_70b = sized(FAMILY, _llama3(**_70b_v3))
 llama3_1_8b = sized(FAMILY, _llama3_1(**_8b))
@@ -110,6 +122,17 @@ llama3_1_405b = sized(FAMILY, _llama3_1(**_405b))
 llama3_2_1b = sized(FAMILY, _llama3_2(embed_dim=2048, intermediate_dim=8192, num_layers=16, num_heads=32, head_dim=64))
 llama3_2_3b = sized(FAMILY, _llama3_2(embed_dim=3072, intermediate_dim=8192, num_layers=28, num_heads=24))
 llama3_3_70b = sized(FAMILY, _llama3_1(**_70b_v3))
+deepseek_r1_distill_llama_8b = sized(FAMILY, _llama3_1(**_8b))
+deepseek_r1_distill_llama_70b = sized(FAMILY, _llama3_1(**_70b_v3))
+yi_6b = sized(FAMILY, _yi(**{**_7b, "num_kv_heads": 4}))
+yi_9b = sized(FAMILY, _yi(**{**_7b, "num_kv_heads": 4, "num_layers": 48}, norm_eps=1e-6, rope_base=10_000.0))
+yi_34b = sized(FAMILY, _yi(embed_dim=7168, intermediate_dim=20_480, num_layers=60, num_heads=56, num_kv_heads=8))
+falcon3_1b = sized(
+    FAMILY, _falcon3(embed_dim=2048, intermediate_dim=8192, num_layers=18, num_heads=8, max_seq_len=4096)
+)
+falcon3_3b = sized(FAMILY, _falcon3(intermediate_dim=9216, num_layers=22))
+falcon3_7b = sized(FAMILY, _falcon3(intermediate_dim=23_040, num_layers=28))
+falcon3_10b = sized(FAMILY, _falcon3(intermediate_dim=23_040, num_layers=40))
 tinyllama_1b = sized(
     FAMILY,
     DecoderSpec(

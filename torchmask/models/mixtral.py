@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torchmask.models.config_values import experts_per_token_of, with_defaults
-from torchmask.models.conversions import StackExperts
+from torchmask.models.conversions import StackExperts, fused_experts
 from torchmask.models.family import Family, sized
 from torchmask.models.llama_like import DEFAULTS as _LLAMA
 from torchmask.models.llama_like import DERIVED, WEIGHT_NAMES, common_entries, common_facts, rope_facts
@@ -38,6 +38,8 @@ CONVERSIONS = (
     StackExperts(f"{_EXPERT}w3.weight", ("layers.{}.mlp.experts.up_proj",)),
     StackExperts(f"{_EXPERT}w2.weight", ("layers.{}.mlp.experts.down_proj",)),
 )
+
+OTHER_LAYOUT = fused_experts("model.layers.{}.mlp.gate.weight")
 
 
 def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
@@ -76,6 +78,7 @@ FAMILY = Family(
     config_from_spec=config_from_spec,
     weight_names={**WEIGHT_NAMES, "model.layers.{}.block_sparse_moe.gate.weight": "layers.{}.mlp.router.weight"},
     conversions=CONVERSIONS,
+    other_layout=OTHER_LAYOUT,
     derived=DERIVED,
 )
 

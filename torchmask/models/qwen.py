@@ -4,6 +4,7 @@ queries and keys in their place).
 Sliding windows are off unless `use_sliding_window` is set; then layers from `max_window_layers` on have them.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from torchmask.models.llama_like import (
     window_facts,
 )
 from torchmask.models.rope_config import rope_entries
+from torchmask.modules.decoder import Decoder
 from torchmask.modules.spec import DecoderSpec
 
 _QWEN2_DEFAULTS = {
@@ -87,7 +89,7 @@ def qwen3_config(spec: DecoderSpec) -> dict[str, Any]:
 
 QWEN2 = Family(
     model_type="qwen2",
-    title="Qwen 2, 2.5, QwQ, DeepSeek-R1 distills",
+    title="Qwen 1.5, 2, 2.5, QwQ, DeepSeek-R1 distills",
     spec_from_config=qwen2_spec,
     config_from_spec=qwen2_config,
     weight_names=WEIGHT_NAMES,
@@ -143,6 +145,23 @@ _qwen3 = partial(
 )
 _small = partial(_qwen3, tie_embeddings=True)
 
+
+def _qwen1_5(
+    embed_dim: int, intermediate_dim: int, num_layers: int, num_heads: int, vocab_size: int = 151_936, **more: Any
+) -> Callable[..., Decoder]:
+    sizes = {"embed_dim": embed_dim, "intermediate_dim": intermediate_dim, "num_layers": num_layers}
+    heads = {"num_heads": num_heads, "num_kv_heads": num_heads, "head_dim": embed_dim // num_heads}
+    return sized(QWEN2, _qwen2(**{"vocab_size": vocab_size, "max_seq_len": 32_768, **sizes, **heads, **more}))
+
+
+qwen1_5_0_5b = _qwen1_5(1024, 2816, 24, 16, tie_embeddings=True)
+qwen1_5_1_8b = _qwen1_5(2048, 5504, 24, 16)
+qwen1_5_4b = _qwen1_5(2560, 6912, 40, 20, rope_base=5e6)
+qwen1_5_7b = _qwen1_5(4096, 11_008, 32, 32)
+qwen1_5_14b = _qwen1_5(5120, 13_696, 40, 40, vocab_size=152_064)
+qwen1_5_32b = _qwen1_5(5120, 27_392, 64, 40, vocab_size=152_064, num_kv_heads=8)
+qwen1_5_72b = _qwen1_5(8192, 24_576, 80, 64, vocab_size=152_064)
+qwen1_5_110b = _qwen1_5(8192, 49_152, 80, 64, vocab_size=152_064, num_kv_heads=8)
 qwen2_0_5b = sized(QWEN2, _0_5b())
 qwen2_1_5b = sized(QWEN2, _1_5b())
 qwen2_7b = sized(QWEN2, _7b())
@@ -156,9 +175,17 @@ qwen2_5_7b = sized(QWEN2, _7b())
 qwen2_5_14b = sized(QWEN2, _14b(norm_eps=1e-5))
 qwen2_5_32b = sized(QWEN2, _32b(norm_eps=1e-5))
 qwen2_5_72b = sized(QWEN2, _72b(norm_eps=1e-5))
+deepseek_r1_distill_qwen_1_5b = sized(QWEN2, _1_5b(rope_base=10_000.0, tie_embeddings=False))
+deepseek_r1_distill_qwen_7b = sized(QWEN2, _7b(rope_base=10_000.0))
+deepseek_r1_distill_qwen_14b = sized(QWEN2, _14b(norm_eps=1e-5))
+deepseek_r1_distill_qwen_32b = sized(QWEN2, _32b(norm_eps=1e-5))
 qwen3_0_6b = sized(QWEN3, _small(embed_dim=1024, intermediate_dim=3072, num_layers=28, num_heads=16))
 qwen3_1_7b = sized(QWEN3, _small(embed_dim=2048, intermediate_dim=6144, num_layers=28, num_heads=16))
 qwen3_4b = sized(QWEN3, _small(embed_dim=2560, intermediate_dim=9728, num_layers=36, num_heads=32))
+qwen3_4b_2507 = sized(
+    QWEN3,
+    _small(embed_dim=2560, intermediate_dim=9728, num_layers=36, num_heads=32, max_seq_len=262_144, rope_base=5e6),
+)
 qwen3_8b = sized(QWEN3, _qwen3(embed_dim=4096, intermediate_dim=12_288, num_layers=36, num_heads=32))
 qwen3_14b = sized(QWEN3, _qwen3(embed_dim=5120, intermediate_dim=17_408, num_layers=40, num_heads=40))
 qwen3_32b = sized(QWEN3, _qwen3(embed_dim=5120, intermediate_dim=25_600, num_layers=64, num_heads=64))

@@ -4,10 +4,11 @@ Dropouts of config.json are not applied, as in evaluation.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torchmask.models.config_values import experts_per_token_of, refusal, shortest_pattern, with_defaults
-from torchmask.models.conversions import StackExperts
+from torchmask.models.conversions import StackExperts, fused_experts
 from torchmask.models.family import Family, sized
 from torchmask.models.llama_like import DEFAULTS as _LLAMA
 from torchmask.models.llama_like import QK_NORMS, WEIGHT_NAMES, common_entries, common_facts, rope_facts
@@ -99,11 +100,12 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type=MODEL_TYPE,
-    title="Qwen3 30B-A3B and 235B-A22B",
+    title="Qwen3 30B-A3B and 235B-A22B, Qwen3-Coder 30B-A3B",
     spec_from_config=spec_from_config,
     config_from_spec=config_from_spec,
     weight_names={**WEIGHT_NAMES, **QK_NORMS, "model.layers.{}.mlp.gate.weight": "layers.{}.mlp.router.weight"},
     conversions=CONVERSIONS,
+    other_layout=fused_experts("model.layers.{}.mlp.gate.weight"),
 )
 
 
@@ -113,11 +115,18 @@ def _published(**config: Any) -> Callable[..., Decoder]:
     return sized(FAMILY, spec_from_config({**same, **config}))
 
 
-qwen3_30b_a3b = _published(num_hidden_layers=48)
-qwen3_235b_a22b = _published(
+_30b_a3b = partial(_published, num_hidden_layers=48)
+_235b_a22b = partial(
+    _published,
     hidden_size=4096,
     intermediate_size=12_288,
     moe_intermediate_size=1536,
     num_hidden_layers=94,
     num_attention_heads=64,
 )
+
+qwen3_30b_a3b = _30b_a3b()
+qwen3_30b_a3b_2507 = _30b_a3b(max_position_embeddings=262_144, rope_theta=1e7)
+qwen3_235b_a22b = _235b_a22b()
+qwen3_235b_a22b_2507 = _235b_a22b(max_position_embeddings=262_144, rope_theta=5e6)
+qwen3_coder_30b_a3b = _30b_a3b(max_position_embeddings=262_144, rope_theta=1e7)

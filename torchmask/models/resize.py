@@ -174,16 +174,13 @@ class _Grown:
         return torch.cat(parts)
 
 
-def with_new_rows(
-    model: Decoder, tensors: dict[str, FileTensor], layout: Layout, *, optional_prefix: str = ""
-) -> dict[str, FileTensor]:
+def with_new_rows(model: Decoder, tensors: dict[str, FileTensor], layout: Layout) -> dict[str, FileTensor]:
     """The tensors of a checkpoint with the rows that `resize_embeddings` noted, if they lack them; once a model.
 
     Args:
         model: any; of one that was not resized, the tensors come back as they are.
         tensors: of the checkpoint, by name.
         layout: where the checkpoint keeps each parameter.
-        optional_prefix: of the layout's names, which the checkpoint may lack.
     """
     note: NewRows | None = vars(model).get(_NOTE)
     if note is None:
@@ -191,8 +188,7 @@ def with_new_rows(
     del vars(model)[_NOTE]
     size, grown = model.spec.vocab_size, dict(tensors)
     for ours in _TABLES:
-        names = {piece.hub for piece in layout.get(ours, ())}
-        for hub in (names | {name.removeprefix(optional_prefix) for name in names}) & tensors.keys():
+        for hub in {piece.hub for piece in layout.get(ours, ())} & tensors.keys():
             tensor = tensors[hub]
             if tensor.shape[0] == note.num_held and len(tensor.shape) == 2:
                 new = _new_rows(_blocks(tensor, note.num_trained), size - note.num_trained, note.init)

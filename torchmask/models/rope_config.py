@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchmask.errors import WeightsError
+from torchmask.models.config_values import refusal
 from torchmask.modules.rope_scaling import (
     DynamicRopeScaling,
     LinearRopeScaling,
@@ -18,6 +19,14 @@ from torchmask.modules.rope_scaling import (
 )
 from torchmask.modules.spec import DecoderSpec
 
+_NUMBERS = {
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+}
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -69,6 +78,10 @@ def read_rope(
 
 def _scaling(table: dict[str, Any], config: dict[str, Any]) -> RopeScaling | None:
     kind = table.get("rope_type") or table.get("type") or "default"
+    for key in _NUMBERS & table.keys():
+        value = table[key]
+        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+            raise refusal(table, key, "a number above 0 is wanted")
     longest = config.get("max_position_embeddings", 2048)
     original = (
         config.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or longest
@@ -117,6 +130,29 @@ def _yarn_attention(table: dict[str, Any], factor: float) -> float:
     if table.get("mscale") and table.get("mscale_all_dim"):
         return sharper(table["mscale"]) / sharper(table["mscale_all_dim"])
     return sharper(1.0)
+
+
+def with_rope_types(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json whose scalings have their kind under `rope_type`.
+
+    Its first name, `type`, is passed over by transformers 5.23 where it makes tables of its own (Gemma 3, OLMo 3).
+
+    >>> with_rope_types({"rope_scaling": {"type": "linear", "factor": 2.0}})
+    {'rope_scaling': {'factor': 2.0, 'rope_type': 'linear'}}
+    """
+    written = dict(config)
+    for key in ("rope_scaling", "rope_parameters"):
+        table = config.get(key)
+        if isinstance(table, dict):
+            nested = {name: _with_rope_type(table[name]) for name in LAYER_TYPES if isinstance(table.get(name), dict)}
+            written[key] = {**table, **nested} if nested else _with_rope_type(table)
+    return written
+
+
+def _with_rope_type(table: dict[str, Any]) -> dict[str, Any]:
+    kind = table.get("rope_type") or table.get("type")
+    rest = {key: value for key, value in table.items() if key != "type"}
+    return rest if kind is None else {**rest, "rope_type": "longrope" if kind == "su" else kind}
 
 
 def rope_entries(spec: DecoderSpec) -> dict[str, Any]:

@@ -6,7 +6,8 @@ name no file.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -154,38 +155,63 @@ def open_folder(folder: Path) -> dict[str, FileTensor]:
 
 
 def open_files(files: Iterable[Path]) -> dict[str, FileTensor]:
-    """The tensors of some files, by name."""
+    """The tensors of some files, by name.
+
+    Raises:
+        WeightsError: W05, two files hold a tensor of the same name, and W01, W02, W03 or W06 as their readers say.
+    """
     opened = _OpenFile()
     tensors: dict[str, FileTensor] = {}
-    for file in files:
-        if file.suffix in PICKLES:
-            for name, held in load_pickle(file).items():
-                dtype = _DTYPES.get(held.dtype, str(held.dtype))
-                tensors[name] = PlainTensor(name, file, tuple(held.shape), dtype, opened)
-        else:
-            with open_safetensors(file) as f:
-                for name in f.keys():  # noqa: SIM118
-                    piece = f.get_slice(name)
-                    tensors[name] = PlainTensor(name, file, tuple(piece.get_shape()), piece.get_dtype(), opened)
+    for tensor in (tensor for file in files for tensor in _tensors_of(file, opened)):
+        other = tensors.setdefault(tensor.name, tensor)
+        if other is not tensor:
+            raise WeightsError(
+                "W05",
+                f"{tensor.name} is in {other.file.name} and in {tensor.file.name}, and no index says which counts",
+                where=str(tensor.file.parent),
+                fix="remove the file that does not belong to the model, or download the folder again",
+            )
     return tensors
+
+
+def _tensors_of(file: Path, opened: _OpenFile) -> Iterator[FileTensor]:
+    if file.suffix in PICKLES:
+        for name, held in load_pickle(file).items():
+            yield PlainTensor(name, file, tuple(held.shape), _DTYPES.get(held.dtype, str(held.dtype)), opened)
+        return
+    with open_safetensors(file) as f:
+        for name in f.keys():  # noqa: SIM118
+            piece = f.get_slice(name)
+            yield PlainTensor(name, file, tuple(piece.get_shape()), piece.get_dtype(), opened)
 
 
 def _open_indexed(index: Path) -> dict[str, FileTensor]:
     weight_map, folder = _read_index(index), index.parent
     missing = sorted({name for name in weight_map.values() if not (folder / name).exists()})
     if missing:
-        raise WeightsError(
-            "W03",
-            f"shards named in {index.name} are missing: {', '.join(missing)}",
-            where=str(folder),
-            fix="download the folder again; `torchmask download` fetches only what is missing",
-        )
-    tensors = open_files(folder / name for name in sorted(set(weight_map.values())))
-    lost = sorted(name for name, file in weight_map.items() if name not in tensors or tensors[name].file.name != file)
+        fix = "download the folder again; `torchmask download` fetches only what is missing"
+        if any((folder / new_name(name)).exists() for name in missing):
+            fix = f"a save was cut off here: save again, or rename the files it left ({new_name(missing[0])}, ...)"
+        shown = ", ".join(missing)
+        raise WeightsError("W03", f"shards named in {index.name} are missing: {shown}", where=str(folder), fix=fix)
+    opened = _OpenFile()
+    files = (folder / name for name in sorted(set(weight_map.values())))
+    tensors = {
+        tensor.name: tensor
+        for file in files
+        for tensor in _tensors_of(file, opened)
+        if folder / weight_map.get(tensor.name, "") == file
+    }
+    lost = sorted(weight_map.keys() - tensors.keys())
     if lost:
         message = f"{index.name} says that {lost[0]} is in {weight_map[lost[0]]}, and it is not"
         raise WeightsError("W03", message, where=str(folder), fix="download the folder again")
     return {name: tensors[name] for name in weight_map}
+
+
+def new_name(name: str) -> str:
+    """What a file is called while the save that makes it is under way; no reader takes it for weights."""
+    return f".{name}.new"
 
 
 def _read_index(file: Path) -> dict[str, str]:
@@ -203,7 +229,7 @@ def open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise _not_weights(file) or _truncated(file, error) from error
+        raise _not_weights(file) or _damaged(file, error) from error
 
 
 def load_pickle(file: Path) -> dict[str, Tensor]:
@@ -222,13 +248,14 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
                 raise
             content = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = (
-            str(error.__context__ or error).strip().partition("\n")[0].partition(". ")[0]
-        )  # torch wraps it in advice
+        inner = str(error.__context__ or error).strip()  # torch wraps it in advice
+        reason = inner.partition("\n")[0].partition(". ")[0]
+        if _is_cut_off(file, inner):
+            raise _not_weights(file) or _damaged(file, UnpicklingError(reason)) from error
         refused = f"torch refuses these pickled weights, as they are more than tensors and could run code: {reason}"
         raise _not_weights(file) or WeightsError("W06", refused, where=str(file), fix=_SAFER) from error
     except Exception as error:  # what an unpickler makes of rubbish can be any
-        raise _not_weights(file) or _truncated(file, error) from error
+        raise _not_weights(file) or _damaged(file, error) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         what = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
         raise WeightsError(
@@ -237,10 +264,23 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
     return content
 
 
+def _is_cut_off(file: Path, refusal: str) -> bool:
+    """Whether the unpickler only stumbles over a name that ends with the file, or over what never was a pickle."""
+    name = re.match(r"Unsupported global: GLOBAL (\S*)", refusal)
+    with file.open("rb") as f:
+        if name is None:
+            return refusal.startswith("Unsupported operand") and f.read(1) != b"\x80"  # which all of torch's begin with
+        f.seek(max(0, file.stat().st_size - len(name[1]) - 2))
+        tail = f.read()[:-1].replace(b"\n", b".")  # it takes the last byte for the line's end
+    return tail.rstrip(b".").endswith(name[1].rstrip(".").encode())
+
+
 def _not_weights(file: Path) -> WeightsError | None:
     """What to tell of a file that plainly is something else; None if it may be weights."""
     if not file.exists():
         return WeightsError("W03", "no such file", where=str(file), fix=_GET_AGAIN)
+    if file.is_dir():
+        return WeightsError("W02", "this is a folder, not weights", where=str(file), fix=_GET_AGAIN)
     with file.open("rb") as f:
         head = f.read(128)
     if head.startswith(b"version https://git-lfs"):
@@ -252,7 +292,7 @@ def _not_weights(file: Path) -> WeightsError | None:
     return None
 
 
-def _truncated(file: Path, error: Exception) -> WeightsError:
+def _damaged(file: Path, error: BaseException) -> WeightsError:
     size = file.stat().st_size
     wanted = _bytes_wanted(file, size)
     found = f"the file is truncated or damaged: {size:,} bytes found"
@@ -269,10 +309,10 @@ def _bytes_wanted(file: Path, size: int) -> int | None:
             return None
         try:
             header = json.loads(f.read(header_bytes))
-        except ValueError:  # of a pickle
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return 8 + header_bytes + int(max(ends, default=0))
+        except (ValueError, LookupError, TypeError, AttributeError):  # a pickle, or no header of tensors
             return None
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return 8 + header_bytes + max(ends, default=0)
 
 
 def _no_weights(folder: Path) -> WeightsError:

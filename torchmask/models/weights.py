@@ -7,9 +7,10 @@ the model, and a rank reads only what it holds. Names and layouts are a family's
 import json
 import math
 import os
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from torchmask.errors import WeightsError
 from torchmask.models.conversions import Box, Layout, Piece, hub_shapes
-from torchmask.models.weight_files import INDEX_FILE, SINGLE_FILE, FileTensor
+from torchmask.models.weight_files import INDEX_FILE, SINGLE_FILE, FileTensor, new_name
 from torchmask.modules.norm import OffsetRMSNorm
 
 MAX_SHARD_BYTES = 5 * 2**30
 _MAX_ROWS = 10
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_NOT_NUMBERS = ("NaN", "Inf")
 _MAX_COPY = 2**24
 """Elements copied at a time: a bound on what is held where a block has to be computed."""
 
@@ -37,29 +40,24 @@ def load_weights(
     *,
     where: str,
     derived: tuple[str, ...] = (),
-    optional_prefix: str = "",
 ) -> None:
     """Fills the model's parameters, whole or sharded (FSDP2), casting to each one's dtype.
+
+    What was copied is looked at once, while it is in the caches, for numbers that are none.
 
     Args:
         tensors: of the checkpoint, by name.
         layout: where the checkpoint keeps each parameter.
         where: the folder, for messages.
         derived: endings of the checkpoint's names that are computed, not learned, and are skipped.
-        optional_prefix: of the layout's names, which the checkpoint may lack.
 
     Raises:
         WeightsError: W05 for missing, unexpected or mis-shaped tensors (all listed, by the file's names), W11 for
-            quantised ones.
+            quantised ones, W08 for NaN and Inf in the files or where a number is beyond the parameter's dtype.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # A tied head is the embedding: some checkpoints write it out, some do not.
     own = {name for name, _ in model.named_parameters()}
-    if optional_prefix and not any(name.startswith(optional_prefix) for name in tensors):
-        layout = {
-            ours: tuple(replace(p, hub=p.hub.removeprefix(optional_prefix)) for p in pieces)
-            for ours, pieces in layout.items()
-        }
     layout = {ours: pieces for ours, pieces in layout.items() if ours in parameters}
     wanted = {ours: pieces for ours, pieces in layout.items() if ours in own}
     shapes = hub_shapes(wanted)
@@ -75,16 +73,29 @@ def load_weights(
     if problems:
         raise _wrong_tensors(where, problems)
     order = {file: i for i, file in enumerate(dict.fromkeys(tensor.file for tensor in tensors.values()))}
+    found: Counter[tuple[str, str]] = Counter()
     for ours, pieces in sorted(wanted.items(), key=lambda item: order[tensors[item[1][0].hub].file]):
-        fill(parameters[ours], pieces, tensors)
+        found += fill(parameters[ours], pieces, tensors)
+    if found:
+        raise _not_finite(where, found)
+
+
+def _not_finite(where: str, found: Mapping[tuple[str, str], int]) -> WeightsError:
+    rows = [f"{name}: {count:,} {what}" for (name, what), count in found.items()]
+    shown = rows[:_MAX_ROWS] + (["..."] if len(rows) > _MAX_ROWS else [])
+    fix = "get the file again (`torchmask download REPO --force` replaces it); a model that diverged cannot be mended"
+    if any(what not in _NOT_NUMBERS for _, what in found):
+        fix = "load it in bf16 or fp32, which have room for them"
+    rows_found = "\n    ".join(shown)
+    return WeightsError("W08", f"weights that are not finite numbers:\n    {rows_found}", where=where, fix=fix)
 
 
 def _refuse_quantised(tensors: Iterable[FileTensor], where: str) -> None:
-    quantised = [f"{tensor.name} ({tensor.dtype})" for tensor in tensors if tensor.dtype not in _FLOATS]
+    quantised = [f"{tensor.name} ({tensor.dtype})" for tensor in tensors if tensor.dtype not in FLOATS]
     if quantised:
         raise WeightsError(
             "W11",
-            f"{len(quantised)} weights are quantised, such as {quantised[0]}; read are {', '.join(_FLOATS)} and MXFP4",
+            f"{len(quantised)} weights are quantised, such as {quantised[0]}; read are {', '.join(FLOATS)} and MXFP4",
             where=where,
             fix="get the checkpoint from before it was quantised, or dequantise it with the library that made it",
         )
@@ -101,14 +112,34 @@ def _wrong_tensors(where: str, problems: list[str]) -> WeightsError:
 
 
 @torch.no_grad()
-def fill(parameter: Tensor, pieces: Iterable[Piece], tensors: Mapping[str, FileTensor]) -> None:
-    """Copies pieces of a checkpoint's tensors into a parameter; of a DTensor, only what this rank holds is read."""
+def fill(parameter: Tensor, pieces: Iterable[Piece], tensors: Mapping[str, FileTensor]) -> Counter[tuple[str, str]]:
+    """Copies pieces of a checkpoint's tensors into a parameter; of a DTensor, only what this rank holds is read.
+
+    Returns:
+        how many numbers that are not finite there are now, by the checkpoint's tensor and what they are.
+    """
     held, part = _held_part(parameter)
+    found: Counter[tuple[str, str]] = Counter()
     for piece in pieces:
         cut = piece.cut(part)
         for block in _slabs(cut) if cut is not None else ():
             source = tensors[block.hub].read(block.in_theirs())
-            held[block.in_ours(part)].copy_(block.as_ours(source))
+            filled = held[block.in_ours(part)]
+            filled.copy_(block.as_ours(source))
+            # The least and the greatest are NaN if any is, at a tenth of what `isfinite` on all of them takes.
+            if not torch.stack(filled.aminmax()).isfinite().all():
+                for what, count in _not_finite_in(source, filled):
+                    found[block.hub, what] += count
+    return found
+
+
+def _not_finite_in(source: Tensor, filled: Tensor) -> Iterator[tuple[str, int]]:
+    """What a block of a file, and what became of it, hold that is no number; with how often, if ever."""
+    not_a_number, infinite, all_of_them = (int(x.sum()) for x in (source.isnan(), source.isinf(), ~filled.isfinite()))
+    dtype = str(filled.dtype).removeprefix("torch.")
+    counts = {**dict(zip(_NOT_NUMBERS, (not_a_number, infinite))), f"too large for {dtype}": all_of_them}
+    counts[f"too large for {dtype}"] -= not_a_number + infinite
+    yield from ((what, count) for what, count in counts.items() if count)
 
 
 def _held_part(parameter: Tensor) -> tuple[Tensor, Box]:
@@ -169,7 +200,9 @@ def save_weights(
 ) -> list[str]:
     """Writes named tensors in the Hub's layout, one file or shards with an index; returns the file names.
 
-    Tensors are taken from the iterable one by one and let go of when their shard is full.
+    Tensors are taken from the iterable one by one and let go of when their shard is full. Files are written aside and
+    renamed at the end. Then the safetensors of an earlier save are removed, which would be read in place of or beside
+    the new ones; pickles stay, as every reader prefers safetensors.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +212,7 @@ def save_weights(
 
     def write_out() -> None:
         nonlocal shard, shard_bytes
-        file = folder / f".part-{len(shards):05d}.safetensors"
+        file = folder / new_name(f"part-{len(shards):05d}")
         save_file(shard, file, metadata={"format": "pt", **(metadata or {})})
         file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         shards.append((file, list(shard)))
@@ -192,13 +225,32 @@ def save_weights(
         shard_bytes += tensor.nbytes
         total_bytes += tensor.nbytes
     write_out()
-    if len(shards) == 1:
-        shards[0][0].rename(folder / SINGLE_FILE)
-        return [SINGLE_FILE]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = [SINGLE_FILE]
     for (file, _), name in zip(shards, names):
-        file.rename(folder / name)
-    weight_map = {tensor: name for (_, held), name in zip(shards, names) for tensor in held}
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
-    return [*names, INDEX_FILE]
+        file.rename(folder / new_name(name))
+    if len(shards) > 1:
+        weight_map = {tensor: name for (_, held), name in zip(shards, names) for tensor in held}
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / new_name(INDEX_FILE)).write_text(json.dumps(index, indent=2, sort_keys=True))
+        names.append(INDEX_FILE)
+    _put_in_place(folder, names)
+    return names
+
+
+def _put_in_place(folder: Path, names: list[str]) -> None:
+    """Gives files that are written their names, in place of the weights of an earlier save.
+
+    Whenever this is cut off, every new file is there under one of its names, and a reader finds the old weights, the
+    new ones, or an index that names a missing file, but never some of each. So shards whose names come again go first,
+    and the index last.
+    """
+    earlier = {file.name for file in folder.iterdir() if _OURS.fullmatch(file.name)}
+    for name in earlier & set(names) - {SINGLE_FILE, INDEX_FILE}:
+        (folder / name).unlink()
+    for name in names:
+        (folder / new_name(name)).replace(folder / name)
+    stale = {file.name for file in folder.iterdir() if file.match(new_name("*"))} | (earlier - set(names))
+    for name in sorted(stale, key=lambda name: name != INDEX_FILE):  # without the index nothing asks for its shards
+        (folder / name).unlink()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from torchmask.modules.attention_flex import attend_flex
-from torchmask.modules.attention_kernels import ScoreRule, attend_parts
+from torchmask.modules.attention_kernels import attend_parts
 from torchmask.modules.attention_mask import AttentionMask
+from torchmask.modules.attention_scores import ScoreRule
 from torchmask.modules.attention_varlen import attend_varlen
 from torchmask.modules.norm import build_norm
 from torchmask.modules.rope import apply_rope

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from torchmask.modules.attention_kernels import ScoreRule
+from torchmask.modules.attention_scores import ScoreRule
 from torchmask.modules.visibility import Visibility
 
 BLOCK = 128

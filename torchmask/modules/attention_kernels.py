@@ -8,18 +8,24 @@ section 3.1).
 Two kernels: PyTorch's own for the CPU, which holds no scores, for parts without masks; and the formula written out,
 which knows masks, soft caps and ALiBi and runs on any device. Softmax is in at least fp32 in both.
 
+The first does ALiBi too, where nobody sees a later position: the fall from key to query is then the query's height less
+the key's. The key's goes in as one more channel, against which every query has the same number; the query's is the same
+for all its keys, so that it changes its log-sum-exp alone. Heights are counted from near the query, or what is left of
+the scores beside them would be rounded off, which is why such parts are cut into steps.
+
 Legend: B rows, T slots, N = B * T, n stretches of a part, L its queries, S its keys, H heads, K kv heads, C head_dim.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid, scaled_dot_product_attention
+from torch.nn.functional import logsigmoid, pad, scaled_dot_product_attention
 
 from torchmask.modules.attention_parts import AttentionParts, Part
+from torchmask.modules.attention_scores import ScoreRule
 
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -27,61 +33,12 @@ _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 CUT_QUERIES = 256
 """Queries whose scores the written-out kernel holds at a time."""
 
+STEP_QUERIES = 128
+"""Queries whose heights are counted from one of them: the steepest head's are 32 at most, so that fp32 keeps 2e-6."""
 
-@dataclass(frozen=True, eq=False)
-class ScoreRule:
-    """What becomes of q k^T before the softmax: times `scale`, then capped, then biased.
-
-    Attributes:
-        scale: None = 1 / sqrt(C).
-        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118, section 2).
-        alibi_slopes: [H]; the score falls by slope * |positions[q] - positions[k]| (Press et al. 2022, 2108.12409).
-        alibi_scale: of this fall.
-        alibi_rounded: slopes, positions and their products are bf16 numbers, as `DecoderSpec.alibi_rounded` says.
-    """
-
-    scale: float | None = None
-    softcap: float | None = None
-    alibi_slopes: Tensor | None = None
-    alibi_scale: float = 1.0
-    alibi_rounded: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Scores are only scaled."""
-        return self.softcap is None and self.alibi_slopes is None
-
-    def scale_for(self, head_dim: int) -> float:
-        """The scale for heads of this size."""
-        return head_dim**-0.5 if self.scale is None else self.scale
-
-    def scores(self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
-        """[.., H, L, S] in at least fp32.
-
-        Args:
-            q: [.., H, L, C].
-            k: [.., H, S, C].
-            positions: [.., L] int64 of queries and [.., S] of keys, where there are slopes.
-        """
-        scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * self.scale_for(q.shape[-1])
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        if self.alibi_slopes is not None:
-            assert positions is not None
-            scores = scores - self._falls(self.alibi_slopes, *positions, scores.dtype)
-        return scores
-
-    def _falls(self, slopes: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
-        if not self.alibi_rounded:
-            distances = (queries[..., None, :, None] - keys[..., None, None, :]).abs()
-            return (slopes.to(dtype) * self.alibi_scale)[:, None, None] * distances
-        heights_of_queries, heights_of_keys = (self.rounded_heights(slopes, p).to(dtype) for p in (queries, keys))
-        return (heights_of_queries[..., :, None] - heights_of_keys[..., None, :]).abs() * self.alibi_scale
-
-    @staticmethod
-    def rounded_heights(slopes: Tensor, positions: Tensor) -> Tensor:
-        """[.., H, S] bf16, what scores have fallen by since position 0, from [.., S] positions."""
-        return slopes.to(torch.bfloat16)[:, None] * positions.to(torch.bfloat16)[..., None, :]
+Kernel = Literal["fused", "folded", "written"]
+Ways = list[tuple[Part, Kernel]]
+Tensors = tuple[Tensor, Tensor, Tensor]
 
 
 def attend_parts(
@@ -138,19 +95,21 @@ class _PartsAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, parts: AttentionParts, rule: ScoreRule
     ) -> Tensor:
         groups = q.shape[1] // k.shape[1]
-        query, key, value = _flat(q), _flat(k, groups), _flat(v, groups)
+        query, _, value = inputs = (_flat(q), _flat(k, groups), _flat(v, groups))
         precise = torch.promote_types(q.dtype, torch.float32)
-        changes = bool(parts.across) or sinks is not None  # results are not final when they are first written
+        own, across = _ways(parts, rule, q, v)
+        wide = _widened(inputs, (*own, *across), rule, precise)
+        changes = bool(across) or sinks is not None  # results are not final when they are first written
         out = query.new_empty(*query.shape[:2], value.shape[2], dtype=precise if changes else q.dtype)  # [N, H, C]
         lse = query.new_zeros(query.shape[1], query.shape[0], dtype=precise)  # [H, N]
         for stretch in parts.alone:
             out[stretch] = value[stretch]
-        for part, use_fused in _ways(parts.own, rule, q, v):
-            result, sums = _forward(part, use_fused, query, key, value, rule)
+        for part, kernel in own:
+            result, sums = _forward(part, kernel, wide if kernel == "folded" else inputs, rule)
             _put(out, part, result)
             _put(lse.T, part, sums)
-        for part, use_fused in _ways(parts.across, rule, q, v):
-            result, sums = _forward(part, use_fused, query, key, value, rule)
+        for part, kernel in across:
+            result, sums = _forward(part, kernel, wide if kernel == "folded" else inputs, rule)
             _merge(out, lse, part, result, sums)
         if sinks is not None:  # one more key for everyone, whose value is 0
             sink = sinks.to(precise)[:, None]
@@ -166,13 +125,18 @@ class _PartsAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sinks, out, lse = ctx.saved_tensors
         parts, rule, groups = ctx.parts, ctx.rule, q.shape[1] // k.shape[1]
-        query, key, value, grad = _flat(q), _flat(k, groups), _flat(v, groups), _flat(grad_out)
+        inputs, grad = (_flat(q), _flat(k, groups), _flat(v, groups)), _flat(grad_out)
         precise = lse.dtype
-        grads = [torch.zeros_like(x, dtype=precise) for x in (query, key, value)]
+        grads = [torch.zeros_like(x, dtype=precise) for x in inputs]
         for stretch in parts.alone:
             grads[2][stretch] = grad[stretch].to(precise)
-        for part, use_fused in _ways((*parts.own, *parts.across), rule, q, v):
-            pieces = _backward(part, use_fused, (query, key, value), (grad, out, lse), rule)
+        own, across = _ways(parts, rule, q, v)
+        wide = _widened(inputs, (*own, *across), rule, precise)
+        for part, kernel in (*own, *across):
+            if kernel == "written":
+                pieces = _backward_written(part, inputs, (grad, out, lse), rule)
+            else:
+                pieces = _backward_fused(part, kernel, wide if kernel == "folded" else inputs, (grad, out, lse), rule)
             for total, at, piece in zip(grads, (part.queries, part.keys, part.keys), pieces):
                 _add(total, part, at, piece)
         shapes = q.shape[0], q.shape[2]
@@ -195,13 +159,31 @@ def _flat(x: Tensor, groups: int = 1) -> Tensor:
     return x.repeat_interleave(groups, dim=1) if groups > 1 else x
 
 
-def _ways(parts: tuple[Part, ...], rule: ScoreRule, q: Tensor, v: Tensor) -> list[tuple[Part, bool]]:
-    """Each part with whether the fused kernel can do it; for the other in pieces whose scores fit."""
-    can = q.device.type == "cpu" and rule.is_plain and q.shape[-1] == v.shape[-1]
-    ways: list[tuple[Part, bool]] = []
-    for part in parts:
-        ways += [(part, True)] if can and not part.masked else [(piece, False) for piece in part.cut(CUT_QUERIES)]
-    return ways
+def _ways(parts: AttentionParts, rule: ScoreRule, q: Tensor, v: Tensor) -> tuple[Ways, Ways]:
+    """All pairs in parts that a kernel can do, with the kernel: those that begin a query's result, and further ones."""
+    can_fuse = q.device.type == "cpu" and rule.softcap is None and q.shape[-1] == v.shape[-1]
+    own: Ways = []
+    across: Ways = []
+    for ways, given in ((own, parts.own), (across, parts.across)):
+        for part in given:
+            if not can_fuse or part.masked or not (rule.is_plain or part.looks_back):
+                ways += [(piece, "written") for piece in part.cut(CUT_QUERIES)]  # so that scores can be held
+            elif rule.is_plain:
+                ways.append((part, "fused"))
+            else:
+                first, further = part.steps(STEP_QUERIES)
+                ways += [(piece, "folded") for piece in first]
+                across += [(piece, "folded") for piece in further]
+    return own, across
+
+
+def _widened(inputs: Tensors, ways: Sequence[tuple[Part, Kernel]], rule: ScoreRule, dtype: torch.dtype) -> Tensors:
+    """Queries, keys and values [N, H, C + 1] with a channel for heights, where a kernel wants one; else as they are."""
+    if all(kernel != "folded" for _, kernel in ways):
+        return inputs
+    query, key, value = (pad(x.to(dtype), (0, 1)) for x in inputs)
+    query[..., -1] = 1 / rule.scale_for(inputs[0].shape[-1])
+    return query, key, value
 
 
 def _take(x: Tensor, at: slice | Tensor) -> Tensor:
@@ -209,17 +191,26 @@ def _take(x: Tensor, at: slice | Tensor) -> Tensor:
     return x[at].transpose(0, 1)[None] if isinstance(at, slice) else x[at].transpose(1, 2)
 
 
-def _forward(
-    part: Part, use_fused: bool, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule
-) -> tuple[Tensor, Tensor]:
+def _forward(part: Part, kernel: Kernel, inputs: Tensors, rule: ScoreRule) -> tuple[Tensor, Tensor]:
     """[n, H, L, C] results and their [n, H, L] log-sum-exps."""
-    q, k, v = _take(query, part.queries), _take(key, part.keys), _take(value, part.keys)
-    if use_fused:
+    q, k, v = _take(inputs[0], part.queries), _take(inputs[1], part.keys), _take(inputs[2], part.keys)
+    if kernel == "fused":
         out, sums = _FUSED(q, k, v, 0.0, part.causal, scale=rule.scale_for(q.shape[-1]))
         return out, sums
+    if kernel == "folded":
+        heights, k[..., -1] = _heights(part, rule, k.dtype)
+        out, sums = _FUSED(q, k, v, 0.0, part.causal, scale=rule.scale_for(q.shape[-1] - 1))
+        return out[..., :-1], sums - heights
     scores = _scores(part, q, k, rule)
     sums = scores.logsumexp(-1)
     return scores.sub_(sums[..., None]).exp_().to(v.dtype) @ v, sums
+
+
+def _heights(part: Part, rule: ScoreRule, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[n, H, L] of its queries and [n, H, S] of its keys, from the middle of its queries on."""
+    queries, keys = _positions(part)
+    origin = (queries.amin(-1) + queries.amax(-1)) // 2
+    return rule.heights(queries, origin, dtype), rule.heights(keys, origin, dtype)
 
 
 def _scores(part: Part, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
@@ -233,42 +224,47 @@ def _positions(part: Part) -> tuple[Tensor, Tensor]:
     return positions[part.indexes(part.queries)], positions[part.indexes(part.keys)]
 
 
-def _backward(
-    part: Part,
-    use_fused: bool,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    results: tuple[Tensor, Tensor, Tensor],
-    rule: ScoreRule,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The part's share of the gradients of its queries, keys and values, [n, H, L or S, C]."""
-    q, k, v = _take(inputs[0], part.queries), _take(inputs[1], part.keys), _take(inputs[2], part.keys)
-    grad, out = _take(results[0], part.queries), _take(results[1], part.queries)
-    lse = results[2][:, part.queries]
-    lse = lse[None] if isinstance(part.queries, slice) else lse.transpose(0, 1)  # [n, H, L]
+def _results_of(part: Part, results: Tensors) -> Tensors:
+    """Gradients and results [n, H, L, C] of its queries, and [n, H, L] log-sum-exps."""
+    grad, out, lse = _take(results[0], part.queries), _take(results[1], part.queries), results[2][:, part.queries]
     if part.valid is not None:  # a repeated slot counts once
         grad = grad.masked_fill(~part.valid[:, None, :, None], 0)
-    scale = rule.scale_for(q.shape[-1])
-    if use_fused:
-        pieces: tuple[Tensor, Tensor, Tensor] = _FUSED_BACKWARD(grad, q, k, v, out, lse, 0.0, part.causal, scale=scale)
+    return grad, out, lse[None] if isinstance(part.queries, slice) else lse.transpose(0, 1)
+
+
+def _backward_fused(part: Part, kernel: Kernel, inputs: Tensors, results: Tensors, rule: ScoreRule) -> Tensors:
+    """The part's share of the gradients of its queries, keys and values, [n, H, L or S, C]."""
+    q, k, v = _take(inputs[0], part.queries), _take(inputs[1], part.keys), _take(inputs[2], part.keys)
+    grad, out, lse = _results_of(part, results)
+    if kernel == "fused":
+        scale = rule.scale_for(q.shape[-1])
+        pieces: Tensors = _FUSED_BACKWARD(grad, q, k, v, out, lse, 0.0, part.causal, scale=scale)
         return pieces
-    scores = _scores(part, q, k, rule)
-    shares = (scores - lse[..., None]).exp_()
-    shrink = _cap_slope(part, q, k, rule)
+    heights, k[..., -1] = _heights(part, rule, k.dtype)
+    grad, out = (pad(x.to(q.dtype), (0, 1)) for x in (grad, out))
+    scale = rule.scale_for(q.shape[-1] - 1)
+    wide = _FUSED_BACKWARD(grad, q, k, v, out, lse + heights, 0.0, part.causal, scale=scale)
+    return wide[0][..., :-1], wide[1][..., :-1], wide[2][..., :-1]
+
+
+def _backward_written(part: Part, inputs: Tensors, results: Tensors, rule: ScoreRule) -> Tensors:
+    """`_backward_fused` by the formula."""
+    q, k, v = _take(inputs[0], part.queries), _take(inputs[1], part.keys), _take(inputs[2], part.keys)
+    grad, out, lse = _results_of(part, results)
+    scores = rule.capped_scores(q, k)
+    slope = None if rule.softcap is None else (scores / rule.softcap).square_().neg_().add_(1)  # the cap's, at each
+    if rule.alibi_slopes is not None:
+        rule.subtract_falls(scores, *_positions(part))
+    shares = scores.sub_(lse[..., None]).exp_()
+    if part.visible is not None:
+        shares.masked_fill_(~part.visible, 0)
     value_grad = shares.to(v.dtype).mT @ grad
     delta = (grad * out).sum(-1, dtype=lse.dtype)[..., None]
-    score_grad = shares.mul_((grad @ v.mT).to(lse.dtype).sub_(delta)).mul_(scale)
-    if shrink is not None:
-        score_grad *= shrink
+    score_grad = shares.mul_((grad @ v.mT).to(lse.dtype).sub_(delta)).mul_(rule.scale_for(q.shape[-1]))
+    if slope is not None:
+        score_grad *= slope
     score_grad = score_grad.to(q.dtype)
     return score_grad @ k, score_grad.mT @ q, value_grad
-
-
-def _cap_slope(part: Part, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor | None:
-    """The derivative of the soft cap at every score: 1 - tanh^2."""
-    if rule.softcap is None:
-        return None
-    capped = ScoreRule(rule.scale, rule.softcap).scores(q, k, None).div_(rule.softcap)
-    return 1 - capped.square_()
 
 
 def _rows(part: Part, at: slice | Tensor, piece: Tensor) -> tuple[Any, Tensor]:

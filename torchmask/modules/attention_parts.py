@@ -6,7 +6,7 @@ Slot s of row b is b * T + s here, so that a part may take stretches of several 
 stretches of a part, L its queries, S its keys.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,7 @@ class Part:
     masked: bool
     limits: Limits
     lengths: Tensor | None = None
+    _steps: dict[int, tuple[list["Part"], list["Part"]]] = field(default_factory=dict, init=False, repr=False)
 
     def indexes(self, of: slice | Tensor) -> Tensor:
         """`queries` or `keys` as [n, L] int64."""
@@ -87,6 +88,36 @@ class Part:
         if self.valid is not None:  # repeated slots see themselves, so that no softmax is over nothing
             seen = (seen & self.valid[:, None, :]) | torch.eye(q.shape[1], dtype=torch.bool, device=q.device)
         return seen[:, None]
+
+    @cached_property
+    def looks_back(self) -> bool:
+        """Whether no query sees a key at a later position than its own; False if that cannot be told at a glance."""
+        queries, keys = (self.limits.positions[self.indexes(of)] for of in (self.queries, self.keys))
+        if self.causal:
+            return bool((queries[:, 1:] >= queries[:, :-1]).all())
+        return not self.masked and bool((queries.amin(-1) >= keys.amax(-1)).all())
+
+    def steps(self, num_queries: int) -> tuple[list["Part"], list["Part"]]:
+        """The same pairs without masks, at most so many queries a part: first triangles (or all), then what is before.
+
+        Made once for all layers; batches stay whole.
+        """
+        if num_queries not in self._steps:
+            self._steps[num_queries] = self._cut_into_steps(num_queries)
+        return self._steps[num_queries]
+
+    def _cut_into_steps(self, num_queries: int) -> tuple[list["Part"], list["Part"]]:
+        assert not self.masked
+        if not self.causal or not isinstance(self.queries, slice):
+            return self.cut(num_queries), []
+        first, further = self.queries.start, []
+        triangles = []
+        for start in range(first, self.queries.stop, num_queries):
+            own = slice(start, min(start + num_queries, self.queries.stop))
+            triangles.append(Part(own, own, True, False, self.limits))
+            if start > first:
+                further.append(Part(own, slice(first, start), False, False, self.limits))
+        return triangles, further
 
     def cut(self, num_queries: int) -> "list[Part]":
         """The same pairs with at most so many queries a part, so that scores can be held; batches stay whole."""

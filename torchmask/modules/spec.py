@@ -1,10 +1,14 @@
 """What a decoder is made of, as named facts; no field is a model's name."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args
 
 from torchmask.modules.mlp import Activation
 from torchmask.modules.rope_scaling import BY_LENGTH, LongRopeScaling, RopeScaling
+
+_ABOVE_ZERO = ("norm_eps", "rope_base", "window_rope_base", "attn_softcap", "logit_softcap")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class MoESpec:
     bias: bool = False
     gate_limit: float | None = None
     gate_slope: float = 1.702
+
+    def __post_init__(self) -> None:
+        """Checks types and ranges."""
+        _check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,18 @@ class DecoderSpec:
     mlp_bias: bool = False
     moe: MoESpec | None = None
 
+    def __post_init__(self) -> None:
+        """Checks what no decoder can be built from, or would run without an error and be another model."""
+        _check_fields(self, may_be_zero=("num_layers", "rope_dim"))
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads is {self.num_kv_heads}, which does not divide num_heads, {self.num_heads}")
+        rotates = any(self.rope_of(i) is not None for i in range(self.num_layers))
+        rope_dim = self.head_dim if self.rope_dim is None else self.rope_dim
+        if rotates and not 0 < rope_dim + rope_dim % 2 <= self.head_dim:
+            raise ValueError(f"{rope_dim} channels of heads of {self.head_dim} cannot be rotated in pairs")
+        if self.moe is not None and self.moe.experts_per_token > self.moe.num_experts:
+            raise ValueError(f"experts_per_token is {self.moe.experts_per_token}, of {self.moe.num_experts} experts")
+
     def window_of(self, layer: int) -> int | None:
         """The sliding window of a layer."""
         return self.sliding_window if _at(self.window_pattern, layer) else None
@@ -162,6 +182,34 @@ class DecoderSpec:
     def moe_of(self, layer: int) -> MoESpec | None:
         """The experts of a layer; None = it is dense."""
         return self.moe if self.moe is not None and _at(self.moe.layer_pattern, layer) else None
+
+
+def _check_fields(spec: Any, *, may_be_zero: tuple[str, ...] = ()) -> None:
+    """Numbers are numbers, flags flags, and what counts or measures something is above 0.
+
+    Raises:
+        ValueError: with the field and its value.
+    """
+    for field in fields(spec):
+        value, kinds = getattr(spec, field.name), (field.type,)
+        if isinstance(field.type, UnionType):
+            kinds = get_args(field.type)
+        if value is None and NoneType in kinds:
+            continue
+        if bool in kinds:
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif int in kinds:
+            least = 0 if field.name in may_be_zero else 1
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            wanted = f"a whole number of at least {least}"
+        elif float in kinds:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            fits, wanted = is_number and (value > 0 or field.name not in _ABOVE_ZERO), "a number"
+            wanted += " above 0" * (field.name in _ABOVE_ZERO)
+        else:
+            continue
+        if not fits:
+            raise ValueError(f"{field.name} is {value!r}; it must be {wanted}")
 
 
 def _at(pattern: tuple[bool, ...], layer: int) -> bool:

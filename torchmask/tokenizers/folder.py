@@ -44,12 +44,19 @@ _USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class Roles:
-    """Which ids begin, end and pad a text; `stops` are the ids that end generation."""
+    """Which ids begin, end and pad a text.
+
+    Attributes:
+        bos, eos, pad: ids, None where there is no such token.
+        stops: the ids that end generation.
+        adds_bos: whether the model's own tokenizer puts BOS in front of plain text.
+    """
 
     bos: int | None
     eos: int | None
     pad: int | None
     stops: tuple[int, ...]
+    adds_bos: bool
 
 
 def open_backend(folder: Path) -> tuple[Backend, list[Path]]:
@@ -198,7 +205,20 @@ def read_roles(folder: Path, backend: Backend) -> Roles:
         _ids(generation.get("eos_token_id")) or _ids(model.get("eos_token_id")) or [tokens[t] for t in backend.stops]
     )
     stops = [*_ids(eos), *stops]
-    return Roles(bos, eos, pad, tuple(dict.fromkeys(stops)))
+    return Roles(bos, eos, pad, tuple(dict.fromkeys(stops)), _adds_bos(bos, backend, named.get("add_bos_token")))
+
+
+def _adds_bos(bos: int | None, backend: Backend, said: bool | None) -> bool:
+    """Whether plain text begins with BOS: a BOS token alone does not say so, GPT-2's relatives have one and add none.
+
+    A post-processor in tokenizer.json that is about such tokens has the last word, as in transformers; then
+    `add_bos_token`; else files of the `tokenizers` library add none, and sentencepiece, Llama 3's ranks and tekken do.
+    """
+    if bos is None:
+        return False
+    if isinstance(backend, TokenizerJson):
+        return bool(said) if backend.leading is None else backend.leading[:1] == (bos,)
+    return True if said is None else bool(said)
 
 
 def _ids(value: int | list[int] | None) -> list[int]:

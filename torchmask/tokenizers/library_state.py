@@ -5,6 +5,7 @@ The library has no setters for most of this, but every tokenizer goes to JSON an
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def is_byte_level(tokenizer: Any) -> bool:
     )
 
 
+def decodes_bytes(tokenizer: Any) -> bool:
+    """Whether decoding reads tokens in GPT-2's alphabet, and does nothing else."""
+    return [part.get("type") for part in _parts(_state(tokenizer.decoder), "decoders")] == ["ByteLevel"]
+
+
 def prefixes_first_only(tokenizer: Any) -> bool:
     """Whether a blank is put in front of what begins a text, and not in front of what follows a token."""
     splits = _parts(_state(tokenizer.pre_tokenizer), "pretokenizers")
@@ -110,6 +116,19 @@ def with_prefix_setting(tokenizer: Any, config: Mapping[str, Any]) -> Any:
         prepend = any(part.get("type") == "Prepend" for part in _parts(_state(tokenizer.normalizer), "normalizers"))
         return without_prefix(tokenizer) if metaspace or prepend else tokenizer
     return tokenizer
+
+
+def leading_ids(tokenizer: Any) -> tuple[int, ...] | None:
+    """The ids that the post-processor puts in front of a text; None where there is none that knows of such ids."""
+    found: tuple[int, ...] | None = None
+    for part in _parts(_state(tokenizer.post_processor), "processors"):
+        if part.get("type") == "TemplateProcessing":
+            front = takewhile(lambda piece: "SpecialToken" in piece, part["single"])
+            texts = [piece["SpecialToken"]["id"] for piece in front]
+            found = (*(id for text in texts for id in part["special_tokens"][text]["ids"]), *(found or ()))
+        elif part.get("type") in ("BertProcessing", "RobertaProcessing"):
+            found = (part["cls"][1], *(found or ()))
+    return found
 
 
 def hidden_text(id: int) -> str:

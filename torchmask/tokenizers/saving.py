@@ -13,6 +13,7 @@ from typing import Any
 from torchmask.tokenizers.added_tokens import ADDED_FILE, CONFIG_FILE, MAP_FILE, AddedToken
 from torchmask.tokenizers.json_files import read_json
 
+GENERATION_FILE = "generation_config.json"
 CHAT_FORMAT_KEY, ADDED_KEY = "torchmask_chat_format", "torchmask_added_tokens"
 
 
@@ -25,6 +26,7 @@ def write_tokenizer(
     added: Sequence[AddedToken],
     control: Mapping[str, int],
     roles: Mapping[str, int | None],
+    stops: Sequence[int],
 ) -> None:
     """Copies a tokenizer's files into a folder, with generation_config.json, and writes what is not in them.
 
@@ -35,15 +37,20 @@ def write_tokenizer(
         added: tokens that the files do not hold yet.
         control: all control tokens, which tokenizers without a tokenizer.json are told of where tokens are added.
         roles: `bos_token` and the like, and their ids.
+        stops: ids that end generation; where a native format is named, generation_config.json says them, as nothing
+            else tells transformers with what its turns end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stops = source / "generation_config.json"  # names the tokens that end generation
-    for file in [*files, *([stops] if stops.is_file() else [])]:
+    generation = source / GENERATION_FILE  # names the tokens that end generation
+    for file in [*files, *([generation] if generation.is_file() else [])]:
         if file.resolve() != (folder / file.name).resolve():
             shutil.copyfile(file, folder / file.name)
     config: dict[str, Any] = {}
     if chat_format is not None:
         config[CHAT_FORMAT_KEY] = chat_format
+        if stops:
+            known = read_json(folder / GENERATION_FILE) or {f"{key}_id": id for key, id in roles.items()}
+            _write(folder / GENERATION_FILE, {**known, "eos_token_id": list(stops)})
     if added:
         config |= _added_config(folder, added, control, roles)
     if config:

@@ -5,7 +5,8 @@ The template is run on shielded text (see shield.py), so each control token in i
 - an assistant's turn begins where the prompt that generation would be fed ends: the rendering of the messages before it
   with a generation prompt, which has to be a prefix of the whole rendering;
 - other content lies between two marks, put around it for a second rendering that must otherwise equal the first;
-- a turn ends at the template's end-of-turn token after its content.
+- a turn ends at the template's end-of-turn token after its content, its reasoning and its last call; a template that
+  begins an answer again behind that has written more for the message, and where is not known.
 
 A template for which this does not hold is refused; its masks would be guesses.
 """
@@ -15,7 +16,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from torchmask.tokenizers.json_files import read_json
 from torchmask.tokenizers.pieces import Piece
 from torchmask.tokenizers.sandbox import RefusedByTemplate, compile_template
 from torchmask.tokenizers.shield import Shield, alternatives
+from torchmask.tokenizers.template_calls import ends_of_calls, with_arguments_as_text
 from torchmask.tokenizers.template_probe import TemplateProbe
-from torchmask.tokenizers.tool_calls import to_json, with_parsed_arguments
+from torchmask.tokenizers.tool_calls import check_arguments, with_parsed_arguments
 from torchmask.tokenizers.turns import Span, Token, Turn, cut_into_pieces, in_text_order, marked_text, ways_to_mark
 
 
@@ -83,8 +85,10 @@ class TemplateFormat:
         """The conversation as the template writes it; turns that are not `Message.trained` need not be located.
 
         Raises:
-            DataError: D07, the template refuses the conversation; D14, a trained turn cannot be located.
+            DataError: D07, the template refuses the conversation; D08, arguments of a call that are no object; D14, a
+                trained turn cannot be located.
         """
+        check_arguments(messages)
         trained = [message.trained for message in messages]
         written = json.dumps(
             [[m.content, m.reasoning, m.tool_calls, m.name, m.tool_call_id] for m in messages] + [tools],
@@ -100,6 +104,12 @@ class TemplateFormat:
         for message, turn in zip(messages, turns, strict=True):
             if turn.reasoning is not None:
                 turn.reasoning = turn.reasoning._replace(offset=turn.reasoning.offset + len(message.text))
+        if any(message.tool_calls for message in messages):
+            render = partial(self._render, tools=shown_tools, add_generation_prompt=add_generation_prompt)
+            for i, place in ends_of_calls(plain, render, text, shield, where=self._where).items():
+                turns[i].calls_end = place
+                if place is None and trained[i] and not add_generation_prompt:
+                    raise self._cannot_locate(i, messages, "the template looks into its calls, so they cannot be found")
         tokens = self._find_tokens(text, turns, messages)
         for i, message in enumerate(messages):
             if message.role == "assistant":
@@ -142,7 +152,7 @@ class TemplateFormat:
         except DataError as error:
             if error.id != "D14" or not any(message.tool_calls for message in messages):
                 raise
-            as_text = [_with_arguments_as_text(message) for message in plain]
+            as_text = [with_arguments_as_text(message) for message in plain]
             try:
                 return as_text, self._render(as_text, tools, add_generation_prompt)
             except DataError:
@@ -307,9 +317,10 @@ class TemplateFormat:
         """Sets where each located turn ends."""
         ends = [token for token in tokens if token.text in self._ends]
         limit = len(text)
+        answers = [turn.begin for turn, message in zip(turns, messages, strict=True) if message.role == "assistant"]
         for begin, i in reversed(in_text_order(turns)):
             turn, answer = turns[i], messages[i].role == "assistant"
-            turn.end = max(begin, *(span.end for span in turn.own), 0)
+            turn.end = max(begin, *(span.end for span in turn.own), turn.calls_end or 0)
             before = bisect_left(tokens, begin, key=attrgetter("start")) - 1
             if turn.end > limit or (before >= 0 and tokens[before].end > begin):
                 raise self._cannot_locate(i, messages, "it overlaps what comes next to it")
@@ -318,9 +329,18 @@ class TemplateFormat:
                 turn.end_token = ends[next_end]
             if answer and turn.end_token is not None:
                 turn.end = turn.end_token.start
+                if must_end[i] and self._goes_on(text, turn.end_token.end, begin, answers):
+                    raise self._cannot_locate(i, messages, "behind its end the template begins an answer once more")
             elif answer and must_end[i] and (self.end_of_turn is not None or turn.content is None):
                 raise self._cannot_locate(i, messages, f"no end-of-turn token ({self.end_of_turn}) follows it")
             limit = begin
+
+    def _goes_on(self, text: str, end: int, begin: int, answers: Sequence[int | None]) -> bool:
+        """Whether the header of an answer that is no other message's follows the end of the one that began there."""
+        if not self._probe.header or None in answers:
+            return False
+        following = [place for place in answers if place is not None and place > begin]
+        return text.count(self._probe.header, end, min(following, default=len(text))) > bool(following)
 
     def _cannot_locate(self, index: int, messages: Sequence[Any], cause: str) -> DataError:
         message = messages[index]
@@ -331,14 +351,3 @@ class TemplateFormat:
             where=self._where,
             fix=f"use a built-in chat_format ({', '.join(NATIVE_FORMATS)}), or leave this turn untrained",
         )
-
-
-def _with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
-    if "tool_calls" not in message:
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        as_text = {**function, "arguments": to_json(function.get("arguments", {}))}
-        calls.append({**call, "function": as_text} if "function" in call else as_text)
-    return {**message, "tool_calls": calls}

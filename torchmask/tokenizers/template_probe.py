@@ -80,6 +80,16 @@ class TemplateProbe:
         except DataError:
             return True
 
+    @cached_property
+    def header(self) -> str:
+        """What a generation prompt adds; empty where that is nothing, or text that anybody may type."""
+        try:
+            whole, without = (self._render([_QUESTION], None, prompt) for prompt in (True, False))
+        except DataError:
+            return ""
+        added = whole.removeprefix(without)
+        return added if whole.startswith(without) and self._tokens(added) else ""
+
     def _tokens(self, text: str) -> list[re.Match[str]]:
         return list(self._control.finditer(text)) if self._control else []
 

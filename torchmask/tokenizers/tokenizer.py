@@ -77,6 +77,7 @@ class Tokenizer:
         chat_format: the native format in use, None for the folder's own template.
         vocab_size: one more than the largest id.
         bos_id, eos_id, pad_id: ids, None where the tokenizer has no such token.
+        adds_bos: whether the model's own tokenizer puts BOS in front of plain text.
         control_tokens: every token that is never made from text, by its text.
     """
 
@@ -92,6 +93,7 @@ class Tokenizer:
     ) -> None:
         self.folder, self.chat_format = folder, chat_format
         self.bos_id, self.eos_id, self.pad_id = roles.bos, roles.eos, roles.pad
+        self.adds_bos = roles.adds_bos
         self._files, self._roles = list(files), roles
         self._added = tuple(added)
         self._use(backend)
@@ -153,7 +155,8 @@ class Tokenizer:
         return len(new)
 
     def _find_native(self, name: str) -> ChatFormat:
-        bos, eos = (None if id is None else self._control_texts.get(id) for id in (self.bos_id, self.eos_id))
+        bos_id = self.bos_id if self.adds_bos else None  # formats that name their BOS write it all the same
+        bos, eos = (None if id is None else self._control_texts.get(id) for id in (bos_id, self.eos_id))
         return native_format(name, control=self.control_tokens, bos=bos, eos=eos, where=str(self.folder))
 
     def _written_tokens(self, templates: Mapping[str, str], markers: Sequence[str]) -> set[str]:
@@ -188,6 +191,7 @@ class Tokenizer:
             "chat_format": self.chat_format,
             "templates": read_templates(self.folder) if self.chat_format is None else {},
             "ids": [self.bos_id, self.eos_id, self.pad_id, *self._roles.stops],
+            "adds_bos": self.adds_bos,
             "versions": {name: version(name) for name in names},
             **({"added": [[token.text, token.id, token.special] for token in self._added]} if self._added else {}),
         }
@@ -215,11 +219,12 @@ class Tokenizer:
 
         Args:
             text: any text.
-            add_bos: put BOS in front, where the tokenizer has one (Qwen's has none).
+            add_bos: put BOS in front, where the model's own tokenizer does, see `adds_bos` (Qwen's has no BOS; GPT-2's
+                has one, and adds none).
             add_eos: put EOS at the end, where the tokenizer has one.
         """
         ids = self._backend.encode(text)
-        if add_bos and self.bos_id is not None:
+        if add_bos and self.adds_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
         if add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
@@ -270,8 +275,8 @@ class Tokenizer:
 
         Raises:
             ConfigError: C06, the tokenizer has no chat format.
-            DataError: D07, roles in an order that the format does not take; D14, a template whose turns cannot be
-                located.
+            DataError: D07, roles in an order that the format does not take; D08, arguments of a call that are no
+                object; D14, a template whose turns cannot be located.
         """
         pieces = self.write(messages, tools, add_generation_prompt)
         return self._encoders.assemble(pieces if edit is None else edit(pieces))
@@ -344,7 +349,10 @@ class Tokenizer:
         return rendered.tokens.tolist(), default_mask(rendered, messages).tolist()
 
     def save(self, folder: str | Path) -> None:
-        """Copies the tokenizer's files into a folder, with generation_config.json; notes added tokens and a format."""
+        """Copies the tokenizer's files into a folder, with generation_config.json; notes added tokens and a format.
+
+        Where the chat format is a native one, generation_config.json says its stop tokens, for transformers.
+        """
         write_tokenizer(
             Path(folder),
             self.folder,
@@ -352,5 +360,6 @@ class Tokenizer:
             chat_format=self.chat_format,
             added=self._added,
             control=self.control_tokens,
+            stops=self.stop_ids,
             roles={"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id},
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from torchmask.tokenizers.backend import (
     utf8,
 )
 from torchmask.tokenizers.library_state import (
+    decodes_bytes,
     hidden_text,
     is_byte_level,
+    leading_ids,
     prefixes_first_only,
     read_file,
     unknown_id,
@@ -46,12 +48,16 @@ class TokenizerJson:
         where: its file, for messages.
         named: tokens that the folder's configuration names; those with a role count as special, and those that the
             file lacks are added.
+
+    Attributes:
+        leading: the ids that the file's post-processor puts in front of a text; None where it has none for that.
     """
 
     def __init__(self, tokenizer: Any, *, where: str, named: NamedTokens | None = None) -> None:
         self._where = where
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        self.leading = leading_ids(tokenizer)
         tokenizer.post_processor = None  # it adds BOS, or takes blanks off offsets
         self._tokenizer = tokenizer
         self.bos: str | None = None  # the file does not say
@@ -152,6 +158,9 @@ class TokenizerJson:
         unknown = unknown_id(tokenizer)
         if unknown is not None:
             self._is_never_text[unknown] = False
+        # The decoder of GPT-2's alphabet takes the letters of added tokens, too, for bytes, so it must not see them.
+        decoded = decodes_bytes(tokenizer)
+        self._plain_texts = {id: t.content for id, t in added.items() if decoded and not t.content.isascii()}
         self._token_bytes = _bytes_of_tokens(vocab, added, self.vocab_size) if is_byte_level(tokenizer) else None
 
     def _leaking(self) -> list[AddedToken]:
@@ -249,7 +258,15 @@ class TokenizerJson:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are no control tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        if not self._plain_texts:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        parts: list[str] = []
+        for is_plain, run in groupby(ids, key=self._plain_texts.__contains__):
+            if is_plain:
+                parts += [self._plain_texts[id] for id in run]
+            else:
+                parts.append(self._tokenizer.decode(list(run), skip_special_tokens=False))
+        return "".join(parts)
 
     def id_to_piece(self, id: int) -> str:
         """The token as the file spells it."""

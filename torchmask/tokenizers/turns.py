@@ -33,6 +33,7 @@ class Turn:
     Attributes:
         content: its text as given, perhaps without the blanks around it; None where the template rewrites or drops it.
         reasoning: the same of its reasoning.
+        calls_end: a place in its last call; None where it has none, or none that was found.
         begin: where the part begins that counts as its content (all that a model writes, for an answer); None where the
             message is nowhere.
         end: where that part ends.
@@ -41,6 +42,7 @@ class Turn:
 
     content: Span | None
     reasoning: Span | None = None
+    calls_end: int | None = None
     begin: int | None = None
     end: int = 0
     end_token: Token | None = None

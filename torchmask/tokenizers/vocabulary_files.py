@@ -22,7 +22,15 @@ _KINDS = {
     "Qwen2Tokenizer": "qwen2",
     "GPTNeoXTokenizer": "gpt_neox",
 }
-_KIND_OF_MODEL = {"qwen2": "qwen2", "qwen2_moe": "qwen2", "qwen3": "qwen2", "qwen3_moe": "qwen2"}
+_KIND_OF_MODEL = {
+    "gpt2": "gpt2",
+    "codegen": "gpt2",
+    "gpt_neox": "gpt_neox",
+    "qwen2": "qwen2",
+    "qwen2_moe": "qwen2",
+    "qwen3": "qwen2",
+    "qwen3_moe": "qwen2",
+}
 _USUAL_CONTROL = ("<|endoftext|>", "<s>", "</s>", "<unk>", "<pad>", "<mask>")
 
 
@@ -30,11 +38,11 @@ def byte_level_bpe(vocab: Path, merges: Path, *, config: Mapping[str, Any]) -> A
     """The `tokenizers.Tokenizer` of these files.
 
     Args:
-        config: tokenizer_config.json; without it, config.json's `model_type` says whose files they are, or GPT-2's
-            is taken, whose format it is.
+        config: tokenizer_config.json; where it names no class, config.json's `model_type` says whose files they are;
+            where that says nothing either, they are read as GPT-2's, whose format it is.
 
     Raises:
-        ConfigError: C11, the configuration names a class that is not known here.
+        ConfigError: C11, the configuration names a class or a `model_type` that is not known here.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -56,16 +64,20 @@ def byte_level_bpe(vocab: Path, merges: Path, *, config: Mapping[str, Any]) -> A
 
 
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:
-    name = config.get("tokenizer_class")
-    if name is None:
-        return _KIND_OF_MODEL.get(str(read_json(folder / "config.json").get("model_type")), "gpt2")
-    kind = _KINDS.get(str(name).removesuffix("Fast"))
+    """How the files cut text; those of nobody in particular are GPT-2's."""
+    name, model_type = config.get("tokenizer_class"), read_json(folder / "config.json").get("model_type")
+    if name is not None:
+        kind, what, known, file = _KINDS.get(str(name).removesuffix("Fast")), "class", list(_KINDS), "tokenizer_config"
+    elif model_type is not None:
+        kind, what, known, file = _KIND_OF_MODEL.get(str(model_type)), "model_type", list(_KIND_OF_MODEL), "config"
+    else:
+        return "gpt2"
     if kind is None:
         raise ConfigError(
             "C11",
-            f"vocab.json and merges.txt belong to the class {name}, and how it cuts text is not known here; "
-            f"known are {', '.join(_KINDS)}",
-            where=str(folder / "tokenizer_config.json"),
+            f"vocab.json and merges.txt belong to the {what} {name or model_type}, and how it cuts text is not known "
+            f"here; known are {', '.join(known)}",
+            where=str(folder / f"{file}.json"),
             fix="put the model's tokenizer.json into the folder, which says everything",
         )
     return kind

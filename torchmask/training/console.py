@@ -95,8 +95,8 @@ class Console:
         ]
         self._panel("torchmask", lines)
 
-    def track(self, steps: Iterable[int], num_steps: int) -> Iterator[int]:
-        """The steps (counted from 0), one by one, with progress shown towards `num_steps`."""
+    def track(self, steps: Iterable[int], num_steps: int | None) -> Iterator[int]:
+        """The steps (counted from 0), one by one, with progress shown towards `num_steps`; None: nobody knows."""
         self._pace = _Pace(num_steps)
         try:
             for step in steps:
@@ -121,11 +121,13 @@ class Console:
             return
         num_steps = self._pace.num_steps
         now = time.monotonic()
-        due = done % -(-num_steps // _NUM_PLAIN_LINES) == 0 or now - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES
+        every = 10 ** (len(str(done)) - 1) if num_steps is None else -(-num_steps // _NUM_PLAIN_LINES)
+        due = done % every == 0 or now - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES
         if due or done == num_steps or "val_loss" in values:
             self._last_line = now
             left = self._pace.seconds_left()
-            self.say("  ".join([f"step {done:,}/{num_steps:,}", *_shown(values), *([_left(left)] if left else [])]))
+            of = "" if num_steps is None else f"/{num_steps:,}"
+            self.say("  ".join([f"step {done:,}{of}", *_shown(values), *([_left(left)] if left else [])]))
 
     def summary(self, output_dir: str | Path) -> None:
         """How the run went, where its files are and what to do next; read from the folder."""
@@ -133,7 +135,7 @@ class Console:
         facts = _outcome(folder)
         if self._pace is not None:
             facts.append(("time", format_duration(self._pace.seconds)))
-        files = ("final", "checkpoints", "loss.png", "masks.html", METRICS_FILE, "logs")
+        files = ("final", "checkpoints", "loss.png", "masks.html", "ledger.json", METRICS_FILE, "logs")
         facts += [("files", f"{folder}/")]
         facts += [
             ("", f"  {name}{'/' if (folder / name).is_dir() else ''}") for name in files if (folder / name).exists()
@@ -182,15 +184,15 @@ class Console:
         assert self._pace is not None
         self._last_draw = now
         rich_console = RichConsole(file=self._file, highlight=False)
-        left = self._pace.seconds_left()
+        left, num_steps = self._pace.seconds_left(), self._pace.num_steps
         words = [
-            f"{self._pace.done:,}/{self._pace.num_steps:,}",
+            f"{self._pace.done:,}" + ("" if num_steps is None else f"/{num_steps:,}"),
             *_shown(self._values),
             *([_left(left)] if left else []),
         ]
         text = "  " + "  ".join(words)
-        width = max(min(40, rich_console.width - len(text) - 1), 8)
-        num_filled = min(width * self._pace.done // self._pace.num_steps, width)
+        width = 0 if num_steps is None else max(min(40, rich_console.width - len(text) - 1), 8)
+        num_filled = 0 if num_steps is None else min(width * self._pace.done // num_steps, width)
         bar = Text("━" * num_filled, style="green" if finished else "cyan")
         bar.append("━" * (width - num_filled), style="bright_black").append(text, style="default")
         bar.truncate(rich_console.width - 1)  # a line that wraps could not be erased
@@ -247,7 +249,7 @@ def format_count(count: int) -> str:
 class _Pace:
     """How far a run is, and how fast since the end of its first step."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int | None) -> None:
         self.num_steps = num_steps
         self.done = 0
         self._began = time.monotonic()
@@ -264,7 +266,7 @@ class _Pace:
 
     @property
     def num_left(self) -> int:
-        return max(self.num_steps - self.done, 0)  # a stream may be longer than it was taken for
+        return 0 if self.num_steps is None else max(self.num_steps - self.done, 0)
 
     @property
     def num_timed(self) -> int:

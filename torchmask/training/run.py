@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,14 @@ class Run:
         vector = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(vector)
         return vector.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, a plain value, in the order of the ranks; on all of them."""
+        if self.mesh is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Waits for all ranks."""

@@ -33,11 +33,14 @@ def native_format(name: str, *, control: Collection[str], bos: str | None, eos: 
         ConfigError: C06, there is no such format, or the tokenizer lacks a token that it needs.
     """
     if name not in NATIVE_FORMATS:
-        near = difflib.get_close_matches(name, NATIVE_FORMATS, n=1)
+        near = [known for known in NATIVE_FORMATS if name and known.startswith(f"{name}_")]
+        near = near or difflib.get_close_matches(name, NATIVE_FORMATS, n=1)
         raise ConfigError(
             "C06",
             f"unknown chat_format {name!r}; there are {', '.join(NATIVE_FORMATS)}",
-            fix=f"did you mean {near[0]!r}?" if near else "leave chat_format out for the folder's own template",
+            fix=f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "leave chat_format out for the folder's own template",
         )
     found = bound(NATIVE_FORMATS[name], control=control, bos=bos, eos=eos)
     missing = [text or "an EOS token" for text in found.control if text not in control]

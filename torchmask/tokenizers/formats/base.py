@@ -8,6 +8,7 @@ from typing import Any
 
 from torchmask.errors import DataError
 from torchmask.messages import Message, Piece, TokenKind
+from torchmask.tokenizers.tool_calls import check_arguments
 
 STRUCTURE, CONTENT, END_OF_TURN = TokenKind.STRUCTURE, TokenKind.CONTENT, TokenKind.END_OF_TURN
 Tools = Sequence[dict[str, Any]] | None
@@ -54,8 +55,10 @@ class ChatFormat:
         """The conversation as the format writes it.
 
         Raises:
-            DataError: D07, roles in an order that the format does not take, tools or reasoning where it writes none.
+            DataError: D07, roles in an order that the format does not take, tools or reasoning where it writes none;
+                D08, arguments of a call that are no object.
         """
+        check_arguments(messages)
         if not self.takes_tools:
             _refuse_tools(self.name, messages, tools)
         if not self.takes_reasoning:

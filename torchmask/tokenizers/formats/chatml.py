@@ -164,10 +164,9 @@ def _calls(message: Message, turn: int, *, begins_line: bool) -> list[Piece]:
     """The calls of a message, each on its own lines; the first begins one where no text is in front of it."""
     pieces: list[Piece] = []
     for number, (name, arguments, _) in enumerate(calls_of(message)):
-        shown = arguments if isinstance(arguments, str) else to_json(arguments)
         pieces += [
             Piece("" if number == 0 and begins_line else "\n", CONTENT, turn), token("<tool_call>", turn, CONTENT),
-            Piece(f'\n{{"name": "{name}", "arguments": {shown}}}\n', CONTENT, turn),
+            Piece(f'\n{{"name": "{name}", "arguments": {to_json(arguments)}}}\n', CONTENT, turn),
             token("</tool_call>", turn, CONTENT),
         ]  # fmt: skip
     return pieces
