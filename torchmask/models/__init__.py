@@ -2,6 +2,8 @@
 
 import sys
 
+from torchmask.models.adapter_files import load_adapter, save_adapter, weights_fingerprint
+from torchmask.models.adapters import adapt, init_adapters
 from torchmask.models.bloom import (
     bloom_1b1,
     bloom_1b7,
@@ -128,6 +130,7 @@ from torchmask.models.phi3 import (
     phi3_5_mini,
     phi3_medium_4k,
     phi3_mini_4k,
+    phi3_mini_128k,
     phi4_14b,
     phi4_mini,
 )
@@ -182,6 +185,7 @@ from torchmask.models.weights import (
 
 __all__ = [
     "FAMILIES",
+    "adapt",
     "bloom_1b1",
     "bloom_1b7",
     "bloom_3b",
@@ -236,6 +240,7 @@ __all__ = [
     "granite_3_1_8b",
     "granite_3_3_2b",
     "granite_3_3_8b",
+    "init_adapters",
     "init_weights",
     "llama2_7b",
     "llama2_13b",
@@ -248,6 +253,7 @@ __all__ = [
     "llama3_3_70b",
     "llama3_8b",
     "llama3_70b",
+    "load_adapter",
     "load_pretrained",
     "ministral_8b",
     "mistral_7b_v0_1",
@@ -268,6 +274,7 @@ __all__ = [
     "phi3_5_mini",
     "phi3_medium_4k",
     "phi3_mini_4k",
+    "phi3_mini_128k",
     "phi4_14b",
     "phi4_mini",
     "pythia_1_4b",
@@ -313,12 +320,14 @@ __all__ = [
     "qwen3_coder_30b_a3b",
     "read_config",
     "resize_embeddings",
+    "save_adapter",
     "save_pretrained",
     "smollm2_1_7b",
     "smollm2_135m",
     "smollm2_360m",
     "smollm3_3b",
     "tinyllama_1b",
+    "weights_fingerprint",
     "yi_6b",
     "yi_9b",
     "yi_34b",

@@ -267,7 +267,7 @@ def hub_tensors(
         together = list(dict.fromkeys(ours for p in layout.get(name, ()) for ours in makers[p.hub])) or [name]
         done.update(together)
         pieces = layout.get(name, ())
-        if len(together) == 1 and (not pieces or _is_rename(pieces, tensors[name])):
+        if len(together) == 1 and (not pieces or _is_rename(pieces)):
             whole = _whole(tensors[name])
             yield pieces[0].hub if pieces else name, whole.to(dtype) if dtype is not None else whole
             continue
@@ -283,9 +283,10 @@ def hub_tensors(
         yield from put_together.items()
 
 
-def _is_rename(pieces: tuple[Piece, ...], tensor: Tensor) -> bool:
-    everything = tuple(range(size) for size in tensor.shape)
-    return pieces == (Piece(pieces[0].hub, everything, everything),)
+def _is_rename(pieces: tuple[Piece, ...]) -> bool:
+    """Whether one of the checkpoint's tensors, of which these are all there is, is one of ours as it is."""
+    first, *more = pieces
+    return not more and first.theirs == first.ours and not first.transposed
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from torchmask.errors import EnvironmentFault
+from torchmask.models.adapters import merged_parameters
 from torchmask.models.conversions import hub_tensors
 from torchmask.models.folder import family_of
 from torchmask.models.layered_rope import with_layered_ropes
@@ -20,7 +21,8 @@ def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | 
 
     Rank 0 writes; whole tensors are gathered one at a time. A tied head is not written, as on the Hub, and weights that
     were read from a quantised checkpoint are written as the floats they are. A head that is no longer the embedding is
-    written, and config.json says so. Files of an earlier save in the folder are replaced.
+    written, and config.json says so. Adapters are merged into what is written, and stay apart in the model. Files of an
+    earlier save in the folder are replaced.
 
     Args:
         dtype: of the files; None keeps the parameters' own.
@@ -39,7 +41,7 @@ def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | 
         reason = "there is a file of this name" if isinstance(error, FileExistsError | NotADirectoryError) else error
         message = f"the model's folder cannot be made: {reason}"
         raise EnvironmentFault("K05", message, where=str(folder), fix="name another folder") from error
-    parameters = dict(model.named_parameters())  # a tied head comes once, as the embedding
+    parameters = merged_parameters(model)  # a tied head comes once, as the embedding
     writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     tensors = hub_tensors(family.layout(model), parameters, dtype=dtype, device="cpu" if writes else "meta")
     if not writes:

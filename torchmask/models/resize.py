@@ -95,6 +95,11 @@ def resize_embeddings(
     return size
 
 
+def has_new_rows(model: Decoder) -> bool:
+    """Whether the vocabulary was enlarged on the meta device, and the new rows are not made yet."""
+    return _NOTE in vars(model)
+
+
 def _refuse_to_cut(tables: list[nn.Module], size: int) -> None:
     """Rows that are all 0, or several that are all the same, were never trained."""
     for table in tables:

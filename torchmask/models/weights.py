@@ -22,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torchmask.errors import WeightsError
 from torchmask.models.conversions import Box, Layout, Piece, hub_shapes
 from torchmask.models.weight_files import INDEX_FILE, SINGLE_FILE, FileTensor, new_name
+from torchmask.modules.lora import is_adapter
 from torchmask.modules.norm import OffsetRMSNorm
 
 MAX_SHARD_BYTES = 5 * 2**30
@@ -57,7 +58,7 @@ def load_weights(
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     # A tied head is the embedding: some checkpoints write it out, some do not.
-    own = {name for name, _ in model.named_parameters()}
+    own = {name for name, _ in model.named_parameters() if not is_adapter(name)}
     layout = {ours: pieces for ours, pieces in layout.items() if ours in parameters}
     wanted = {ours: pieces for ours, pieces in layout.items() if ours in own}
     shapes = hub_shapes(wanted)
@@ -170,11 +171,15 @@ def copy_into(parameter: Tensor, source: Tensor) -> None:
 def init_weights(model: nn.Module, *, seed: int, std: float = 0.02) -> None:
     """Random weights: matrices and embeddings normal with `std`, norms 1 in all, biases and attention sinks 0.
 
+    Adapters are left as they are.
+
     Each tensor has its own generator, seeded by its name, so that every world size starts from the same weights.
     """
     with_offset = {name for name, module in model.named_modules() if isinstance(module, OffsetRMSNorm)}
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
+        if is_adapter(name):
+            continue
         if leaf.endswith("bias") or leaf == "sinks" or owner in with_offset:
             whole = torch.zeros(parameter.shape)
         elif parameter.ndim == 1:
@@ -185,10 +190,12 @@ def init_weights(model: nn.Module, *, seed: int, std: float = 0.02) -> None:
         copy_into(parameter, whole)
 
 
-def _umask() -> int:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one file of safetensors; whoever may read a new file of this process may read it."""
+    save_file(dict(tensors), file, metadata={"format": "pt", **(metadata or {})})
     mask = os.umask(0)  # it cannot be asked for without being set
     os.umask(mask)
-    return mask
+    file.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
 
 
 def save_weights(
@@ -213,8 +220,7 @@ def save_weights(
     def write_out() -> None:
         nonlocal shard, shard_bytes
         file = folder / new_name(f"part-{len(shards):05d}")
-        save_file(shard, file, metadata={"format": "pt", **(metadata or {})})
-        file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+        write_tensors(file, shard, metadata)
         shards.append((file, list(shard)))
         shard, shard_bytes = {}, 0
 
