@@ -1,7 +1,8 @@
-"""Fine-tune all weights of a causal language model, or go on with its pre-training; one device or many.
+"""Fine-tune a causal language model, all weights or low-rank adapters (LoRA); one device or many.
 
     torchmask run finetune --config tiny/qa
     torchmask run --nproc-per-node 8 finetune --config llama3_2/1b_full
+    torchmask run finetune --config llama3_2/1b_lora lora.rank=32
 
 What is learned is decided by the dataset's masks, what is seen by the packs. The loss of an optimizer step is the sum
 over all its trained tokens divided by their number, whatever the micro-batches and ranks. A run can be stopped at any
@@ -31,7 +32,8 @@ from torchmask.data.pack_options import check_options
 from torchmask.errors import ConfigError, StopRequested
 from torchmask.evaluation import SquadEvaluation, evaluate_squad, format_before_after
 from torchmask.generation import generate
-from torchmask.models import init_weights, load_pretrained, resize_embeddings, save_pretrained
+from torchmask.lora import LoRA
+from torchmask.models import adapt, load_or_init, resize_embeddings, save_adapter, save_pretrained, weights_fingerprint
 from torchmask.modules import Decoder, linear_cross_entropy
 from torchmask.training import (
     Console,
@@ -63,7 +65,8 @@ from torchmask.training import (
     write_record,
 )
 
-FIXED = ("model", "dtype", "packing", "loss_normalization", "max_steps_per_epoch", "seed")  # what a resumed run keeps
+# What a resumed run keeps:
+FIXED = ("model", "lora", "dtype", "packing", "loss_normalization", "max_steps_per_epoch", "seed")
 FIXED_UPDATES = ("optimizer", "bf16_updates", "clip_grad_norm")
 RESUME = "the same command with resume_from_checkpoint=true goes on from here"
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 2e-5}
@@ -115,6 +118,7 @@ class Config:
     packing: Packing = field(default_factory=Packing)  # how documents become rows
     loss_normalization: Literal["tokens", "weights", "sequence", "none"] = "tokens"  # what a step's loss is divided by
     checkpoint_dir: str | None = None  # weights to start from; null = those of the model's folder, else random ones
+    lora: LoRA | None = None  # train low-rank adapters on frozen weights; null = train all weights
 
     epochs: int = 1  # passes over the data
     max_steps_per_epoch: int | None = None  # stop an epoch early
@@ -171,7 +175,9 @@ def main(cfg: Config) -> None:
             packs_val = pack(instantiate(cfg.dataset_val, tokenizer))
             console.say(format_ledger(packs_val.report, title="validation data"))
 
+        base = cfg.checkpoint_dir or cfg.model.get("folder")
         facts = {"data": packs.samples.fingerprint, **{name: asdict(cfg)[name] for name in (*FIXED, *FIXED_UPDATES)}}
+        facts["base"] = weights_fingerprint(base) if cfg.lora and base else None
         checkpoint = choose_checkpoint(run, cfg.resume_from_checkpoint, console.say)
         state = check_belongs(checkpoint, facts) if checkpoint else {"step": 0, "global_batch": None}
         plan = plan_steps(
@@ -192,26 +198,24 @@ def main(cfg: Config) -> None:
             console.say(f"{tokenizer.num_added} tokens added to the vocabulary; the embedding has {size:,} rows now")
         for rows in filter(None, (packs, packs_val)):
             rows.check_fits(model.spec, warn=console.say)
+        adapt(model, cfg.lora, has_new_tokens=tokenizer.num_added > 0)
         checkpoint_activations(model, cfg.enable_activation_checkpointing)
         compile_layers(model, cfg.compile)
         shard(model, run)
         materialise(model, run)
-        weights = checkpoint or cfg.checkpoint_dir or cfg.model.get("folder")
         make_optimizer = partial(instantiate, cfg.optimizer)
         optimizer = build_optimizer(model, make_optimizer, bf16_updates=cfg.bf16_updates, seed=cfg.seed)
+        if not checkpoint or cfg.lora:  # a checkpoint holds what is trained
+            load_or_init(model, base, seed=cfg.seed)
         if checkpoint:
             load_checkpoint(run, checkpoint, model, optimizer)
-        elif weights:
-            load_pretrained(model, weights)
-        else:
-            init_weights(model, seed=cfg.seed)
         console.header(
             model=model,
             packs=packs.report,
             plan=plan,
             optimizer=optimizer.describe(),
             run=run,
-            weights=weights,
+            weights=checkpoint or base,
             schedule=schedule,
             first_step=state["step"],
         )
@@ -225,6 +229,8 @@ def main(cfg: Config) -> None:
         after = answer_questions(cfg, model, tokenizer, questions)
 
         save_pretrained(model, run.final_dir)
+        if cfg.lora:
+            save_adapter(model, run.adapter_dir, base=base, fingerprint=facts["base"])
         if run.is_main:
             tokenizer.save(run.final_dir)
             write_masks_html(run.output_dir / "masks.html", packs, tokenizer.id_to_piece)

@@ -31,7 +31,7 @@ from torchmask.generation import (
     stop_on_text,
 )
 from torchmask.messages import Message
-from torchmask.models import from_pretrained
+from torchmask.models import from_pretrained, load_adapter
 from torchmask.modules import Decoder
 from torchmask.tokenizers import Tokenizer
 from torchmask.training.run import choose_device
@@ -43,6 +43,7 @@ class Config:
 
     checkpoint_dir: str  # the model, in Hugging Face layout: a base model or a run's final/
     tokenizer: Component  # turns text into tokens: torchmask.tokenizers.from_pretrained
+    adapter_dir: str | None = None  # adapters on top of it: a run's adapter/, or another folder in PEFT's layout
 
     prompt: str = ""  # the text to complete, or the user's message
     prompts_file: str | None = None  # in place of `prompt`: .txt with one a line, rows with `prompt` or `messages`
@@ -102,6 +103,8 @@ def main(cfg: Config) -> None:
     prompts = list(read_prompts(cfg, tokenizer))
     check_lengths(prompts, architecture.max_seq_len)  # before the weights are read
     model = from_pretrained(cfg.checkpoint_dir, dtype=cfg.dtype, device=device)
+    if cfg.adapter_dir:
+        load_adapter(model, cfg.adapter_dir, base=cfg.checkpoint_dir)
 
     is_streamed = len(prompts) == 1 and sys.stdout.isatty()
     num_tokens, start_time = 0, time.perf_counter()

@@ -29,11 +29,11 @@ from torchmask.data import (
 )
 from torchmask.data.pack_options import check_options
 from torchmask.data.stream_ledger import save_ledger
-from torchmask.data.stream_options import check_streamed
+from torchmask.data.stream_options import LOOSE, check_streamed
 from torchmask.data.stream_steps import take_rows
-from torchmask.data.streaming import LOOSE
 from torchmask.errors import ConfigError, StopRequested
-from torchmask.models import init_weights, load_pretrained, resize_embeddings, save_pretrained
+from torchmask.lora import LoRA
+from torchmask.models import adapt, load_or_init, resize_embeddings, save_adapter, save_pretrained, weights_fingerprint
 from torchmask.modules import Decoder, linear_cross_entropy
 from torchmask.training import (
     Console,
@@ -63,7 +63,7 @@ from torchmask.training import (
     write_record,
 )
 
-FIXED = ("model", "dtype", "window", "repeat", "loss_normalization", "seed")  # what a resumed run keeps
+FIXED = ("model", "lora", "dtype", "window", "repeat", "loss_normalization", "seed")  # what a resumed run keeps
 FIXED_UPDATES = ("optimizer", "bf16_updates", "clip_grad_norm")
 CURE = "when it resumes, on_bad_row and packing.{over_length,no_targets,max_truncated_away} may be others"
 RESUME = "the same command with resume_from_checkpoint=true goes on from here"
@@ -114,6 +114,7 @@ class Config:
     packing: Packing = field(default_factory=Packing)  # how the documents of a window become rows
     loss_normalization: Literal["tokens", "weights", "sequence", "none"] = "tokens"  # what a step's loss is divided by
     checkpoint_dir: str | None = None  # weights to start from; null = those of the model's folder, else random ones
+    lora: LoRA | None = None  # train low-rank adapters on frozen weights; null = train all weights
 
     num_steps: int | None = None  # optimizer steps; null = until the sources end
     batch_size: int = 1  # rows of a micro-batch, on each device
@@ -199,26 +200,25 @@ def main(cfg: Config) -> None:
         facts["packing"] = {key: value for key, value in asdict(cfg.packing).items() if key not in LOOSE}
         facts["weights of sources"] = [source.weight for source in cfg.sources]
         facts["rows of a step"] = cfg.batch_size * cfg.gradient_accumulation_steps
+        base = cfg.checkpoint_dir or cfg.model.get("folder")
+        facts["base"] = weights_fingerprint(base) if cfg.lora and base else None
         checkpoint = choose_checkpoint(run, cfg.resume_from_checkpoint, console.say)
         state = check_belongs(checkpoint, facts) if checkpoint else {"step": 0}
         if checkpoint:
             stream.load_state_dict(load_rank_state(run, checkpoint))
-
+        adapt(model, cfg.lora, has_new_tokens=tokenizer.num_added > 0)
         checkpoint_activations(model, cfg.enable_activation_checkpointing)
         compile_layers(model, cfg.compile)
         shard(model, run)
         materialise(model, run)
-        weights = checkpoint or cfg.checkpoint_dir or cfg.model.get("folder")
         make = partial(instantiate, cfg.optimizer)
         optimizer = build_optimizer(model, make, bf16_updates=cfg.bf16_updates, seed=cfg.seed)
+        if not checkpoint or cfg.lora:  # a checkpoint holds what is trained
+            load_or_init(model, base, seed=cfg.seed)
         if checkpoint:
             load_checkpoint(run, checkpoint, model, optimizer)
-        elif weights:
-            load_pretrained(model, weights)
-        else:
-            init_weights(model, seed=cfg.seed)
         told = {"facts": describe(cfg, run, stream, state["step"]), "optimizer": optimizer.describe()}
-        console.header(model=model, run=run, weights=weights, schedule=schedule, **told)
+        console.header(model=model, run=run, weights=checkpoint or base, schedule=schedule, **told)
 
         def save(step: int, place: dict[str, Any]) -> None:
             tensors = {"model": model_tensors(model), "optim": optimizer.state_dict()}
@@ -232,6 +232,8 @@ def main(cfg: Config) -> None:
         run.stop.end_deferral()
 
         save_pretrained(model, run.final_dir)
+        if cfg.lora:
+            save_adapter(model, run.adapter_dir, base=base, fingerprint=facts["base"])
         if run.is_main:
             tokenizer.save(run.final_dir)
             write_masks_html(run.output_dir / "masks.html", stream.preview, tokenizer.id_to_piece)
@@ -293,12 +295,11 @@ def train(
             values = {"loss": loss, "lr": optimizer.lr, "grad_norm": grad_norm, **speed.take(), **groups.take(run)}
             if validates:
                 values["val_loss"] = validate(cfg, run, model, packs_val)
+                speed.restart()
             metrics.log(done, num_targets=int(num_targets), **values)
             console.step(done, values)
         if is_last or due(done, cfg.save_every_n_steps, False):
             save(done, place)
-        if validates:
-            speed.restart()
         if is_last:
             break
 
@@ -345,6 +346,5 @@ def tell_data(run: Run, console: Console, stream: PackedStream) -> None:
     """Says what was packed, by all devices and before a resume too, and how much of it was not trained."""
     ledger = save_ledger(run.output_dir, run.gather(stream.report), enabled=run.is_main)
     console.say(format_ledger(ledger, title="all windows so far"))
-    (num_left,) = run.agree(stream.num_left)
-    if num_left:
+    if num_left := run.agree(stream.num_left)[0]:
         console.say(f"{num_left:,.0f} of these rows were not trained: num_steps came first")

@@ -1,10 +1,12 @@
 """The documentation says what the code does: keys, defaults, commands, configurations, snippets and links exist."""
 
 import ast
+import dataclasses
 import importlib
 import json
 import re
 import shlex
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,10 +130,11 @@ def flat(fields: dict[str, Field], prefix: str = "") -> dict[str, Field]:
     return result
 
 
-def key_table(page: Path) -> dict[str, str]:
-    """Key -> default, of the rows `| `key` | default | meaning |` of a page."""
+def key_table(recipe: str, page: Path) -> dict[str, str]:
+    """Key of a recipe -> default, of the rows `| `key` | default | meaning |` of a page."""
+    fields = read_schema(find_recipe(recipe)).fields
     rows = re.findall(r"^\| `([a-z_.0-9]+)` \| ([^|]*) \| [^|]*", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {key: default.strip() for key, default in rows if key.split(".")[0] in schema_of(page).fields}
+    return {key: default.strip() for key, default in rows if key.split(".")[0] in fields}
 
 
 def schema_of(page: Path) -> Any:
@@ -139,24 +142,25 @@ def schema_of(page: Path) -> Any:
 
 
 def default_of(config_class: type, key: str) -> Any:
-    value: Any = config_class
-    for part in key.split("."):
-        field = value.__dataclass_fields__[part]
-        factory = field.default_factory
-        if isinstance(factory, type) and hasattr(factory, "__dataclass_fields__"):
-            value = factory
-        elif getattr(field.type, "__origin__", None) is list and part != key:
-            [value] = field.type.__args__
-        elif "Evaluate" in str(field.type):  # an optional section: its class is named by the type
-            value = next(member for member in field.type.__args__ if member is not type(None))
-        else:
-            return factory() if callable(factory) else field.default
-    return value
+    *sections, last = key.split(".")
+    for part in sections:
+        hint = typing.get_type_hints(config_class)[part]  # a section, a section or None, or a list of them
+        config_class = next(kind for kind in (hint, *typing.get_args(hint)) if hasattr(kind, "__dataclass_fields__"))
+    field = config_class.__dataclass_fields__[last]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def keys_of(recipe: str) -> dict[str, str]:
+    """Every key that the pages of a recipe have, with its default; a section that recipes share has its own page."""
+    table = key_table(recipe, RECIPE_PAGES[recipe])
+    if table.pop("lora", None):
+        table |= key_table(recipe, REPO / "docs/lora.md")
+    return table
 
 
 @pytest.mark.parametrize(("recipe", "page"), RECIPE_PAGES.items(), ids=page_id)
 def test_the_page_of_a_recipe_has_every_key_and_no_other(recipe, page):
-    documented = key_table(page)
+    documented = keys_of(recipe)
     assert set(flat(read_schema(find_recipe(recipe)).fields)) == set(documented)
 
 
@@ -164,7 +168,7 @@ def test_the_page_of_a_recipe_has_every_key_and_no_other(recipe, page):
 def test_documented_defaults_are_those_of_the_code(page):
     schema = schema_of(page)
     fields = flat(schema.fields)
-    for key, shown in key_table(page).items():
+    for key, shown in keys_of(page.stem).items():
         if shown.startswith("required"):
             assert fields[key].required, key
         elif fields[key].default is None:  # components are described in words

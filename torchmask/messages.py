@@ -127,6 +127,7 @@ class Piece(NamedTuple):
         is_token: whether `text` names one token, to be written as its id.
         offset: where in its message's text, and then its reasoning, the text begins; -1 where it is in neither.
         apart: whether a token may not reach over its beginning (`straddle: split`).
+        served: False for an answer whose header in this rendering is not the whole prompt that generation would be fed.
     """
 
     text: str
@@ -135,6 +136,7 @@ class Piece(NamedTuple):
     is_token: bool = False
     offset: int = -1
     apart: bool = False
+    served: bool = True
 
 
 @dataclass(frozen=True)

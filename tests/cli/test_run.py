@@ -39,6 +39,9 @@ def main(cfg: Config) -> None:
         import time
         print("ready", flush=True)
         time.sleep(30)
+    if cfg.mode == "threads":
+        import os
+        print("spins", os.environ.get("GOMP_SPINCOUNT"))
     if cfg.mode == "chatty":
         for i in range(100_000):
             print("line", i, flush=True)
@@ -67,6 +70,18 @@ def start(*words, **options):
 def test_the_recipe_is_called_with_its_config(recipe, capsys):
     assert main(["run", "my_recipe.py", "--config", "my.yaml", "mode=a=b"]) == 0
     assert capsys.readouterr().out == "config a=b 3\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_sleep_soon_unless_the_environment_says_otherwise(recipe, monkeypatch, capsys, given, seen):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # noted, so that it is put back afterwards
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "my_recipe.py", "--config", "my.yaml", "mode=threads"]) == 0
+    assert f"spins {seen}" in capsys.readouterr().out
 
 
 def test_options_may_stand_before_or_after_the_recipe(recipe, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from torchmask.errors import ConfigError, WeightsError
+from torchmask.lora import LoRA
 from torchmask.models import (
     adapt,
     from_config,
@@ -19,7 +20,7 @@ from torchmask.models import (
     save_pretrained,
     weights_fingerprint,
 )
-from torchmask.modules import LoRA, linear_cross_entropy
+from torchmask.modules import linear_cross_entropy
 from torchmask.modules.lora import LoRALinear, adapted_layers, is_adapter
 
 HERE = Path(__file__).parent
@@ -272,6 +273,12 @@ def test_new_tokens_beside_a_frozen_embedding_are_refused():
     with pytest.raises(ConfigError, match="also_train"):
         adapt(model, LoRA())
     assert adapt(model, LoRA(also_train=["embed_tokens"]))
+
+
+def test_new_tokens_on_spare_rows_of_a_frozen_embedding_are_refused():
+    with pytest.raises(ConfigError, match="also_train"):
+        adapt(tiny("llama_tied"), LoRA(), has_new_tokens=True)
+    assert adapt(tiny("llama_tied"), LoRA(also_train=["embed_tokens"]), has_new_tokens=True)
 
 
 def test_an_adapter_of_other_weights_is_told_by_their_fingerprint(tmp_path):

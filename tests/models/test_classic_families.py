@@ -41,7 +41,7 @@ def test_keys_may_go_by_the_second_name_that_transformers_gives_them():
     [
         ("bloom_alibi", {"n_head": 5}),
         ("gpt2_small", {"add_cross_attention": True}),
-        ("gpt2_small", {"activation_function": "tanh"}),
+        ("gpt2_small", {"activation_function": "mish"}),
         ("falcon_grouped", {"parallel_attn": False}),
         ("falcon_multi_query", {"num_ln_in_parallel_attn": 2}),
         ("gpt_oss_yarn", {"layer_types": ["full_attention", "chunked_attention", "full_attention"]}),
@@ -82,6 +82,26 @@ def test_published_files_without_the_prefix_and_with_old_buffers_load(case, pref
     again = from_pretrained(tmp_path)
     for (name, ours), theirs in zip(again.named_parameters(), model.parameters(), strict=True):
         assert ours.equal(theirs), name
+
+
+@pytest.mark.parametrize("flag", ["alibi", "bias", "multi_query", "new_decoder_architecture", "parallel_attn"])
+def test_flags_of_falcon_that_are_null_are_off(flag):
+    config = config_of("falcon_alibi")
+    off, null = (from_config({**config, flag: value}, device="meta").spec for value in (False, None))
+    assert null == off
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_of_gpt_neox_may_have_its_name_in_the_memory_of_transformers(tied, tmp_path):
+    model = from_config({**config_of("gpt_neox_parallel"), "tie_word_embeddings": tied})
+    save_pretrained(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn_like(model.lm_head.weight)
+    tensors.pop("embed_out.weight", None)
+    save_file(tensors, tmp_path / "model.safetensors")
+    again = from_pretrained(tmp_path)  # which is untied, as its files have another head
+    assert again.lm_head.weight.equal(tensors["lm_head.weight"])
+    assert again.embed_tokens.weight.equal(model.embed_tokens.weight)
 
 
 @torch.no_grad()

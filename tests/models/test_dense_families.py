@@ -1,10 +1,13 @@
 """What the dense families refuse, and what absent keys of their config.json stand for."""
 
 import pytest
+import torch
 
 from torchmask.errors import WeightsError
 from torchmask.models import from_config
+from torchmask.models.config_values import ACTIVATIONS
 from torchmask.models.folder import FAMILIES
+from torchmask.modules import mlp
 
 transformers = pytest.importorskip("transformers")
 
@@ -43,7 +46,7 @@ def spec_of(model_type, **changes):
 @pytest.mark.parametrize(
     ("model_type", "changes", "named"),
     [
-        ("llama", {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'"),
+        ("llama", {"hidden_act": "hardswish"}, "hidden_act is 'hardswish'"),
         ("gemma2", {"hidden_activation": "mish"}, "hidden_activation is 'mish'"),
         ("qwen2", {"num_key_value_heads": 3}, "num_key_value_heads is 3"),
         ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -55,6 +58,11 @@ def spec_of(model_type, **changes):
         ("olmo2", {"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "'spiral'"),
         ("phi3", {"rope_scaling": LONGROPE}, "long_factor is (2.0, 3.0)"),
         ("qwen3", {"rope_scaling": LONGROPE}, "short_factor is (1.0, 1.0, 1.0, 1.0)"),
+        ("olmo3", {"rope_scaling": LONGROPE}, "long_factor is (2.0, 3.0)"),
+        ("falcon", {"rope_scaling": LONGROPE}, "long_factor is (2.0, 3.0)"),
+        ("falcon", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("gpt_neox", {"rotary_pct": 0.4, "rope_scaling": YARN}, "rope_type is 'yarn'; 3 channels rotate"),
+        ("gpt_neox", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
         ("ministral", {"layer_types": ["full_attention"] * 2}, "layer_types is ['full_attention', 'full_attention']"),
         ("olmo3", {"layer_types": ["chunked_attention"] * 3}, "layer_types is ['chunked_attention'"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "sliding_window is None"),
@@ -91,6 +99,29 @@ def test_a_mistral_with_layer_types_is_read_as_a_ministral():
     assert spec == spec_of("ministral", sliding_window=8, layer_types=types)
     assert [spec.window_of(i) for i in range(3)] == [None, 8, None]
     assert FAMILIES["mistral"].config_from_spec(spec)["layer_types"] == types
+
+
+def test_a_part_of_a_head_is_written_so_that_it_is_read_again():
+    parts = {"head_dim": 44, "num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 44}
+    spec = spec_of("phi3", **parts, partial_rotary_factor=0.7)
+    assert spec.rope_dim == 30
+    assert from_config(FAMILIES["phi3"].config_from_spec(spec), device="meta").spec == spec
+
+
+def test_two_ropes_that_switch_by_length_switch_each_at_its_own():
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    lengths = {"full_attention": 40, "sliding_attention": 20}
+    tables = {name: {**factors, "original_max_position_embeddings": length} for name, length in lengths.items()}
+    spec = spec_of("olmo3", rope_parameters=tables)
+    assert spec.rope_switches_after == (40, 20)
+    assert spec.rope_changes_after == 20
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_transformers(name):
+    x = torch.linspace(-8, 8, 201, dtype=torch.float64)
+    theirs = transformers.activations.ACT2FN[name](x)
+    torch.testing.assert_close(mlp.ACTIVATIONS[ACTIVATIONS[name]](x), theirs, rtol=0, atol=1e-11)
 
 
 def test_gelu_of_gemma_is_the_one_by_tanh_and_nowhere_else():

@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torchmask.modules import attention_kernels, attention_plan
 from torchmask.modules.attention import alibi_slopes, attend, attend_dense
 from torchmask.modules.attention_mask import build_attention_mask, may_attend
+from torchmask.modules.attention_scores import ScoreRule
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def _attend(backend, masks, options, dtype=torch.float64, backward=True):
     mask = build_attention_mask(
         until, until, backend=backend, visible_from=since, positions=positions, window=window, biased=biased
     )
-    out = attend(q, k, v, mask, sinks=sinks, **options)
+    out = attend(q, k, v, mask, ScoreRule(**options), sinks=sinks)
     if not backward:
         return (out,)
     (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
@@ -175,13 +176,13 @@ def test_plain_rows_take_windows_caps_and_alibi_in_every_backend(options):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 20, 8, generator=generator) for heads in (4, 2, 2))
     biased = "softcap" in options or "alibi" in options
-    scores = {"softcap": options.get("softcap"), "alibi_slopes": alibi_slopes(4) if "alibi" in options else None}
+    rule = ScoreRule(softcap=options.get("softcap"), alibi_slopes=alibi_slopes(4) if "alibi" in options else None)
+    window = options.get("window")
     tokens = torch.zeros(2, 20, dtype=torch.int64)
     outs = [
-        attend(q, k, v, build_attention_mask(None, tokens, backend=name, window=options.get("window"), biased=biased),
-               **scores)
+        attend(q, k, v, build_attention_mask(None, tokens, backend=name, window=window, biased=biased), rule)
         for name in ("dense", "sdpa", "flex", "varlen")
-    ]  # fmt: skip
+    ]
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0], rtol=1e-5, atol=1e-6)
     plain = attend(q, k, v, build_attention_mask(None, tokens, backend="dense"))
@@ -197,7 +198,7 @@ def test_the_options_are_what_they_say():
         return torch.tensor([first_score, second_score]).softmax(0) @ torch.tensor([10.0, 20.0])
 
     def result(**options):
-        return attend(q, k, v, mask, **options)[0, 0, 1, 0]
+        return attend(q, k, v, mask, ScoreRule(**options))[0, 0, 1, 0]
 
     torch.testing.assert_close(result(), second(3.0, 12.0))
     torch.testing.assert_close(result(scale=0.1), second(0.3, 1.2))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchmask.modules.attention import alibi_slopes, attend_by_rule
+from torchmask.modules.attention import alibi_slopes, attend
 from torchmask.modules.attention_kernels import STEP_QUERIES
 from torchmask.modules.attention_mask import build_attention_mask
 from torchmask.modules.attention_scores import ScoreRule
@@ -44,7 +44,7 @@ def results(backend, dtype, rule, limits, positions, *, sinks=True, num_slots=No
     leaves = [x.to(dtype).clone().requires_grad_() for x in (q, k, v)]
     leaves += [torch.linspace(-1, 1, 4).to(dtype).requires_grad_()] * sinks
     mask = build_attention_mask(limits, torch.zeros(1, num_slots), backend=backend, positions=positions, biased=True)
-    out = attend_by_rule(*leaves[:3], mask, rule, sinks=leaves[3] if sinks else None)
+    out = attend(*leaves[:3], mask, rule, sinks=leaves[3] if sinks else None)
     return [out.detach(), *torch.autograd.grad((out * g.to(dtype)).sum(), leaves)]
 
 

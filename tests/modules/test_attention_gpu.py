@@ -9,6 +9,7 @@ import torch
 from torchmask.modules import Decoder, DecoderSpec, linear_cross_entropy
 from torchmask.modules.attention import alibi_slopes, attend
 from torchmask.modules.attention_mask import build_attention_mask
+from torchmask.modules.attention_scores import ScoreRule
 from torchmask.modules.attention_varlen import takes_windows
 
 pytestmark = pytest.mark.gpu
@@ -65,7 +66,7 @@ def _gradients(backend, until, dtype, *, since=None, positions=None, window=None
     mask = build_attention_mask(
         until, until, backend=backend, visible_from=since, positions=positions, window=window, biased=bool(scores)
     )
-    out = attend(q, k, v, mask, **scores)
+    out = attend(q, k, v, mask, ScoreRule(**scores))
     out.backward(torch.ones_like(out) / 16)
     return [t.detach().double() for t in (out, q.grad, k.grad, v.grad)]
 

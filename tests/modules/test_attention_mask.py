@@ -14,6 +14,7 @@ from torchmask.modules.attention import attend
 from torchmask.modules.attention_flex import BLOCK, block_tables
 from torchmask.modules.attention_mask import build_attention_mask, may_attend
 from torchmask.modules.attention_plan import plan_parts
+from torchmask.modules.attention_scores import ScoreRule
 from torchmask.modules.attention_varlen import document_lengths
 from torchmask.modules.visibility import Visibility
 
@@ -194,7 +195,7 @@ def test_varlen_gets_the_documents_of_flat_rows(varlen_on_the_cpu, window):
     outs = []
     for backend in ("varlen", "dense"):
         mask = build_attention_mask(until, until, backend=backend, positions=positions, window=window)
-        outs.append(attend(q, k, v, mask, scale=0.3))
+        outs.append(attend(q, k, v, mask, ScoreRule(scale=0.3)))
     torch.testing.assert_close(*outs)
     size = (-1, 0) if window is None else (3, 0)
     assert varlen_on_the_cpu == [([0, 5, 8, 14, 15, 16], 6, size, True)]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -80,5 +81,19 @@ def make_tiny_tokenizer() -> Callable[..., None]:
         (folder / "tokenizer.json").write_text(text)
         roles = {"bos_token": None, "eos_token": {"content": "<|im_end|>"}, "pad_token": "<|endoftext|>"}
         (folder / "tokenizer_config.json").write_text(json.dumps({**roles, **config}))
+
+    return make
+
+
+@pytest.fixture
+def folder_of(assets, tmp_path):
+    """A folder with files of the assets and of one's own: `folder_of("llama2", ["tokenizer.model"], **files)`."""
+
+    def make(name, files, **jsons):
+        for file in files:
+            shutil.copyfile(assets / "tokenizers" / name / file, tmp_path / file)
+        for stem, content in jsons.items():
+            (tmp_path / f"{stem}.json").write_text(json.dumps(content))
+        return tmp_path
 
     return make

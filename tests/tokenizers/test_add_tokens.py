@@ -187,3 +187,18 @@ def test_added_tokens_of_any_script_are_decoded_as_they_are(folder, name):
         stream = TextStream(tokenizer)
         assert "".join([*map(stream.push, ids), stream.finish()]) == text
     assert tokenizer.encode("the wörd")[-1] == tokenizer.vocab_size - 4
+
+
+@pytest.mark.parametrize(
+    ("name", "piece", "text"),
+    [("qwen2_files", "Ġx", " x"), ("gpt2", "Ċ", "\n"), ("llama2_json", "hello", "hello"), ("llama2_model", "▁x", "x"),
+     ("llama2_model", "<0x41>", "A"), ("stories260k", "<0x0A>", "\n")],
+)  # fmt: skip
+@pytest.mark.parametrize("special", [True, False])
+def test_a_name_that_the_vocabulary_has_for_another_text_is_refused_with_that_text(folder, name, piece, text, special):
+    tokenizer = from_pretrained(folder(name))
+    with pytest.raises(ConfigError, match="is how the tokenizer's file spells a token that it has already") as raised:
+        tokenizer.add_tokens(["<fine>", piece], special=special)
+    assert raised.value.id == "C09"
+    assert repr(text) in raised.value.message and raised.value.where == "add_tokens"
+    assert tokenizer.num_added == 0

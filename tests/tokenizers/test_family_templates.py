@@ -83,10 +83,6 @@ DEEPSEEK = """{{- bos_token }}{%- for message in messages -%}
     {%- endif -%}
 {%- endfor -%}{%- if add_generation_prompt -%}{{- '<|Assistant|>' }}{%- endif -%}"""
 
-OPENS_THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-)
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 HARMONY_TOKENS = ("<|return|>", "<|start|>", "<|message|>", "<|end|>", "<|call|>", "<|channel|>")
 DEEPSEEK_TOKENS = ("<|User|>", "<|Assistant|>", "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_output|>")
@@ -96,7 +92,6 @@ FAMILIES = {
     "granite": (GRANITE, "<|end_of_text|>", ("<|start_of_role|>", "<|end_of_role|>")),
     "falcon": (FALCON, "<|endoftext|>", ()),
     "deepseek": (DEEPSEEK, "<|eos|>", DEEPSEEK_TOKENS),
-    "opens_thinking": (OPENS_THINKING, "<|im_end|>", CHATML_TOKENS),
 }  # fmt: skip
 TALK = [Message("user", "q1"), Message("assistant", "a1"), Message("user", "q2"), Message("assistant", "a2")]
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "x"}}}
@@ -185,12 +180,6 @@ def test_calls_that_a_template_drops_are_an_error_rather_than_an_empty_answer(to
     with pytest.raises(DataError, match="turn 2 has tool_calls, which the chat template does not write") as raised:
         tokenizer_of(name).render(CALLS)
     assert raised.value.id == "D07"
-
-
-def test_a_prompt_that_opens_thinking_which_history_lacks_is_refused(tokenizer_of):
-    with pytest.raises(DataError, match="the prompt that generation would be fed is not how") as raised:
-        tokenizer_of("opens_thinking").render(TALK)
-    assert raised.value.id == "D14"
 
 
 def test_the_end_of_a_document_that_is_no_end_of_turn_is_eos(tokenizer_of):

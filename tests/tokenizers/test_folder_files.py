@@ -1,52 +1,18 @@
 """Folders without tokenizer.json: sentencepiece, ranks, vocabulary files and tekken.json, with the tokens they add."""
 
-import base64
 import json
 import shutil
 
 import pytest
-import tiktoken
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizer_files import CHATML, TEXTS, token
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from torchmask import Message
 from torchmask.errors import ConfigError
 from torchmask.tokenizers import from_pretrained
-from torchmask.tokenizers.tekken import TEKKEN_PATTERN, UNLISTED_CONTROL
-from torchmask.tokenizers.vocabulary_files import QWEN2_PATTERN
 
-TEXTS = [
-    "The capital of France is Paris.",
-    "  two  blanks \n\n\n and\tlines\n",
-    "It's 12345678 o'clock; we'VE HTTPServer!",
-    "Ünïcödé 東京 👩‍👩‍👧 e\u0301",
-    "path\n\n/usr/bin\n\nnext paragraph\n\n\n/x",
-    "",
-]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CHAT = [Message("user", "What is <|im_end|>\n it?"), Message("assistant", "Paris")]
-
-
-def token(text, *, special=True, **flags):
-    return {"content": text, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False,
-            "special": special, **flags}  # fmt: skip
-
-
-@pytest.fixture
-def folder_of(assets, tmp_path):
-    """A folder with files of the assets and of one's own: `folder_of("llama2", ["tokenizer.model"], **files)`."""
-
-    def make(name, files, **jsons):
-        for file in files:
-            shutil.copyfile(assets / "tokenizers" / name / file, tmp_path / file)
-        for stem, content in jsons.items():
-            (tmp_path / f"{stem}.json").write_text(json.dumps(content))
-        return tmp_path
-
-    return make
 
 
 # sentencepiece with added tokens
@@ -190,79 +156,6 @@ def test_a_configuration_names_tokens_of_llama3s_ranks_and_adds_more(folder_of):
     assert tokenizer.decode(tokenizer.encode("a zebra here")) == "a zebra here"
 
 
-# vocab.json with merges.txt
-
-
-@pytest.mark.parametrize(
-    ("config", "model"),
-    [
-        ({"tokenizer_class": "GPT2Tokenizer"}, "gpt2"),
-        ({"tokenizer_class": "CodeGenTokenizer", "add_prefix_space": False}, "gpt2"),
-        ({"tokenizer_class": "Qwen2Tokenizer"}, "qwen2"),
-        ({"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True}, "prefixed"),
-        ({}, "gpt2"),
-    ],
-)
-def test_vocabulary_files_are_cut_as_their_class_cuts(folder_of, assets, config, model):
-    roles = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], tokenizer_config={**roles, **config})
-    paths = [str(assets / "tokenizers/gpt2" / name) for name in ("vocab.json", "merges.txt")]
-    expected = Tokenizer(models.BPE.from_file(*paths))
-    expected.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=model == "prefixed")
-    if model == "qwen2":
-        expected.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        expected.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer = from_pretrained(folder)
-    for text in TEXTS:
-        assert tokenizer.encode(text) == expected.encode(text).ids, text
-    if config.get("tokenizer_class") in ("GPT2Tokenizer", "Qwen2Tokenizer"):
-        theirs = AutoTokenizer.from_pretrained(folder)
-        assert [tokenizer.encode(t) for t in TEXTS] == [theirs(t, add_special_tokens=False)["input_ids"] for t in TEXTS]
-
-
-@pytest.mark.parametrize(
-    ("table", "name", "is_composed", "digits_alone"),
-    [
-        ("tokenizer_config", "GPT2Tokenizer", False, False),
-        ("tokenizer_config", "CodeGenTokenizer", False, False),
-        ("tokenizer_config", "GPTNeoXTokenizer", True, False),
-        ("tokenizer_config", "GPTNeoXTokenizerFast", True, False),
-        ("tokenizer_config", "Qwen2Tokenizer", True, True),
-        ("config", "gpt2", False, False),
-        ("config", "codegen", False, False),
-        ("config", "gpt_neox", True, False),
-        ("config", "qwen2", True, True),
-        ("config", "qwen2_moe", True, True),
-        ("config", "qwen3", True, True),
-        ("config", "qwen3_moe", True, True),
-    ],
-)
-def test_vocabulary_files_are_cut_as_those_cut_whose_they_are(folder_of, table, name, is_composed, digits_alone):
-    key = "tokenizer_class" if table == "tokenizer_config" else "model_type"
-    tokenizer = from_pretrained(folder_of("gpt2", ["vocab.json", "merges.txt"], **{table: {key: name}}))
-    assert (tokenizer.encode("cafe\u0301") == tokenizer.encode("caf\u00e9")) == is_composed
-    assert (len(tokenizer.encode("12345")) == 5) == digits_alone
-    assert tokenizer.adds_bos is False
-
-
-def test_every_kind_of_vocabulary_files_is_in_the_table_above():
-    from torchmask.tokenizers import vocabulary_files
-
-    assert set(vocabulary_files._KINDS) == {"GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer"}
-    expected = {"gpt2", "codegen", "gpt_neox", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}
-    assert set(vocabulary_files._KIND_OF_MODEL) == expected
-
-
-@pytest.mark.parametrize("model_type", ["olmo2", "roberta", "falcon", "bloom"])
-def test_vocabulary_files_of_an_unknown_model_type_are_refused(folder_of, model_type):
-    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], config={"model_type": model_type})
-    with pytest.raises(ConfigError, match=f"the model_type {model_type}, and how it cuts text is not known") as raised:
-        from_pretrained(folder)
-    assert raised.value.id == "C11" and raised.value.where.endswith("config.json")
-
-
 # BOS in front of plain text
 
 
@@ -302,179 +195,6 @@ def test_tokens_added_to_sentencepiece_leave_bos_in_front_of_text(chatml_finetun
     assert from_pretrained(chatml_finetune("decoder")).encode("Hi", add_bos=True)[0] == 1
 
 
-def test_vocabulary_files_of_an_unknown_class_are_refused(folder_of):
-    config = {"tokenizer_class": "RobertaTokenizer"}
-    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], tokenizer_config=config)
-    with pytest.raises(ConfigError, match="RobertaTokenizer, and how it cuts text is not known") as raised:
-        from_pretrained(folder)
-    assert raised.value.id == "C11" and "tokenizer.json" in str(raised.value)
-
-
-def test_phi2s_runs_of_blanks_are_tokens_of_its_vocabulary_files(folder_of):
-    runs = [" " * i for i in range(31, 1, -1)]
-    by_id = {str(50257 + i): token(run, special=False, normalized=True) for i, run in enumerate(runs)}
-    config = {"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": by_id, "eos_token": "<|endoftext|>"}
-    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], tokenizer_config=config)
-    tokenizer = from_pretrained(folder)
-    four = 50257 + runs.index("    ")
-    assert tokenizer.encode("a    b").count(four) == 1 and tokenizer.vocab_size == 50287
-    assert tokenizer.decode(tokenizer.encode("a    b\n  c")) == "a    b\n  c"
-    ids, starts, ends = tokenizer.encode_with_offsets("a    b")
-    assert (starts[1], ends[1]) == (1, 5)
-    shutil.move(folder / "tokenizer_config.json", folder / "unused")
-    (folder / "added_tokens.json").write_text(json.dumps({run: 50257 + i for i, run in enumerate(runs)}))
-    assert from_pretrained(folder).encode("a    b") == ids.tolist()
-
-
-def test_qwen2s_control_tokens_come_from_the_configuration(folder_of):
-    by_id = {str(50257 + i): token(t) for i, t in enumerate(["<|im_start|>", "<|im_end|>"])}
-    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": by_id, "bos_token": None}
-    config |= {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML}
-    folder = folder_of("gpt2", ["vocab.json", "merges.txt"], tokenizer_config=config)
-    ours, theirs = from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (None, 50258, 50256)
-    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
-    expected = theirs.apply_chat_template(chat, return_dict=False)
-    assert ours.tokenize_messages([Message(**m) for m in chat])[0] == expected
-
-
-# tekken.json
-
-
-def tekken_file(path, ranks, *, num_control=20, num_ranks=None, special_tokens=None, pattern=TEKKEN_PATTERN, **config):
-    vocab = [
-        {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
-        for token, rank in sorted(ranks.items(), key=lambda item: item[1])
-    ]
-    num_ranks = num_ranks or len(vocab)
-    config = {
-        "pattern": pattern,
-        "num_vocab_tokens": len(vocab),
-        "default_vocab_size": num_ranks + num_control,
-        "default_num_special_tokens": num_control,
-        "version": "v3",
-        **config,
-    }
-    content = {"config": config, "vocab": vocab}
-    if special_tokens is not None:
-        content["special_tokens"] = special_tokens
-    path.write_text(json.dumps(content))
-
-
-@pytest.fixture(scope="module")
-def gpt2_ranks(assets):
-    """GPT-2's vocabulary as tiktoken's ranks: bytes first, then merges in order."""
-    alphabet = {char: byte for byte, char in byte_alphabet().items()}
-    lines = (assets / "tokenizers/gpt2/merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    tokens = [bytes([b]) for b in range(256)]
-    tokens += [bytes(alphabet[c] for c in line.replace(" ", "")) for line in lines if line]
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
-def byte_alphabet():
-    """GPT-2's character for each byte."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in shown]
-    return {**{b: chr(b) for b in shown}, **{b: chr(256 + i) for i, b in enumerate(hidden)}}
-
-
-def test_tekken_is_tiktoken_behind_a_block_of_control_tokens(gpt2_ranks, tmp_path):
-    tekken_file(tmp_path / "tekken.json", gpt2_ranks, num_control=1000, num_ranks=40_000)
-    tokenizer = from_pretrained(tmp_path)
-    used = {token: rank for token, rank in gpt2_ranks.items() if rank < 40_000}
-    expected = tiktoken.Encoding("x", pat_str=TEKKEN_PATTERN, mergeable_ranks=used, special_tokens={})
-    for text in TEXTS:
-        ids = [1000 + id for id in expected.encode_ordinary(text)]
-        assert tokenizer.encode(text) == ids
-        assert tokenizer.decode(ids) == text
-        found, starts, ends = tokenizer.encode_with_offsets(text)
-        assert found.tolist() == ids and (starts[1:] <= ends[:-1]).all() and (ends[-1:] == len(text)).all()
-    assert tokenizer.vocab_size == 41_000
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (1, 2, 11, (2,))
-    assert [tokenizer.control_tokens[t] for t in ("[INST]", "[/INST]", "[TOOL_CALLS]", "<SPECIAL_20>")] == [3, 4, 9, 20]
-    control = set(tokenizer.control_tokens.values())
-    assert all(control.isdisjoint(tokenizer.encode(f" {text}x")) for text in tokenizer.control_tokens)
-    assert tokenizer.id_to_piece(3) == "[INST]" and tokenizer.id_to_piece(1000 + ord("a")) == "a"
-
-
-def test_many_texts_of_tekken_at_once_are_encoded_like_each_alone(gpt2_ranks, tmp_path):
-    tekken_file(tmp_path / "tekken.json", gpt2_ranks)
-    backend = from_pretrained(tmp_path)._backend
-    texts = [*TEXTS, "one\n\ntwo!\n\n/three\n\nfour.\n\n /x", *TEXTS, "[/INST]" * 30 + "".join(backend.specials)]
-    found = backend.encode_many(texts)
-    for i, text in enumerate(texts):
-        here = slice(found.offsets[i], found.offsets[i + 1])
-        for column, alone in zip(found[:3], backend.encode_with_offsets(text), strict=True):
-            assert column[here].tolist() == alone.tolist(), text
-
-
-def test_newer_tekken_files_list_their_control_tokens(gpt2_ranks, tmp_path):
-    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[THINK]", "<pad>"]
-    listed = [{"rank": i, "token_str": t, "is_control": t != "[THINK]"} for i, t in enumerate(names)]
-    tekken_file(tmp_path / "tekken.json", gpt2_ranks, special_tokens=listed, version="v13")
-    tokenizer = from_pretrained(tmp_path)
-    assert [tokenizer.control_tokens[t] for t in ("[THINK]", "<pad>", "<SPECIAL_7>")] == [5, 6, 7]
-    assert tokenizer.decode([1, 5, *tokenizer.encode("x")]) == "[THINK]x" and 5 not in tokenizer.encode("[THINK]")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"default_vocab_size": 10**6}, "50256 tokens have a rank below 999980"),
-        ({"default_num_special_tokens": "many"}, "not a tekken file"),
-        ({"default_num_special_tokens": 3, "default_vocab_size": 50_000}, "special_tokens are not 3 or fewer"),
-    ],
-)
-def test_damaged_tekken_files_are_named_with_their_fault(gpt2_ranks, tmp_path, change, message):
-    tekken_file(tmp_path / "tekken.json", gpt2_ranks, **change)
-    with pytest.raises(ConfigError, match=message) as raised:
-        from_pretrained(tmp_path)
-    assert raised.value.id == "C11" and "tekken.json" in str(raised.value)
-
-
-# two in one folder
-
-
-def tekken_as_library(ranks, *, pattern=TEKKEN_PATTERN):
-    """The tokenizer.json of a tekken.json, as Mistral's folders have both."""
-    alphabet = byte_alphabet()
-    vocab = {"".join(alphabet[b] for b in token): 20 + rank for token, rank in ranks.items()}
-    control = UNLISTED_CONTROL
-    merges = []
-    for token, rank in ranks.items():
-        if rank >= 256:
-            parts = [token[i : i + 1] for i in range(len(token))]
-            while len(parts) > 2:
-                at = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], 10**9))
-                parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            merges.append(tuple("".join(alphabet[b] for b in part) for part in parts))
-    vocab |= {text: id for id, text in enumerate(control)}
-    library = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
-    return library
-
-
-@pytest.mark.parametrize("pattern", [TEKKEN_PATTERN, QWEN2_PATTERN], ids=["right", "wrong"])
-def test_tekken_and_its_json_agree_also_where_the_json_cuts_otherwise(gpt2_ranks, tmp_path, pattern):
-    ranks = {token: rank for token, rank in gpt2_ranks.items() if rank < 5000}
-    tekken_file(tmp_path / "tekken.json", ranks)
-    alone = from_pretrained(tmp_path)
-    tekken_as_library(ranks, pattern=pattern).save(str(tmp_path / "tokenizer.json"))
-    both = from_pretrained(tmp_path)
-    assert {path.name for path in both.identity()["files"]} == {"tokenizer.json", "tekken.json"}
-    for text in TEXTS:
-        assert both.encode(text) == alone.encode(text), text
-    assert both.vocab_size == alone.vocab_size and both.control_tokens == alone.control_tokens
-    chat = [Message("user", "path\n/x [INST]"), Message("assistant", "ok")]
-    written = from_pretrained(tmp_path, "mistral_tekken").tokenize_messages(chat)
-    (tmp_path / "tokenizer.json").unlink()
-    assert from_pretrained(tmp_path, "mistral_tekken").tokenize_messages(chat) == written
-
-
 def test_vocabulary_files_and_the_json_that_transformers_makes_of_them_agree(folder_of, tmp_path_factory):
     config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     folder = folder_of("gpt2", ["vocab.json", "merges.txt"], tokenizer_config=config)
@@ -484,18 +204,6 @@ def test_vocabulary_files_and_the_json_that_transformers_makes_of_them_agree(fol
     assert (other / "tokenizer.json").is_file() and not (folder / "tokenizer.json").is_file()
     assert [ours.encode(text) for text in TEXTS] == [by_json.encode(text) for text in TEXTS]
     assert ours.stop_ids == by_json.stop_ids
-
-
-def test_a_folder_with_everything_reads_tokenizer_json(folder_of, gpt2_ranks):
-    folder = folder_of("llama2", ["tokenizer.json", "tokenizer.model"])
-    tekken_file(folder / "tekken_240718.json", gpt2_ranks)
-    (folder / "vocab.json").write_text("{}")
-    (folder / "merges.txt").write_text("")
-    assert from_pretrained(folder).vocab_size == 32000
-    (folder / "tokenizer.json").unlink()
-    assert from_pretrained(folder).vocab_size == 50276
-    (folder / "tekken_240718.json").unlink()
-    assert from_pretrained(folder).vocab_size == 32000
 
 
 def test_mistrals_own_names_of_sentencepiece_files_are_known(assets, tmp_path):

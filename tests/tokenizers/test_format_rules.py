@@ -256,3 +256,11 @@ def test_roles_and_stops_survive_saving_where_no_configuration_names_them(load, 
 def test_a_saved_format_is_read_back(load, tmp_path):
     load("gemma", "gemma3").save(tmp_path)
     assert from_pretrained(tmp_path).chat_format == "gemma3"
+
+
+def test_llama2_strips_what_is_behind_the_system_message_where_the_user_says_nothing(load):
+    """As Meta's code, which strips the text that it has put together, and the published template."""
+    tokenizer = load("llama2", "llama2")
+    for said in ("", " \n"):
+        written = tokenizer.write([Message("system", " be brief"), Message("user", said)])
+        assert "".join(piece.text for piece in written) == "<s>[INST] <<SYS>>\n be brief\n<</SYS>> [/INST]"

@@ -106,15 +106,14 @@ def test_several_tool_results_share_a_turn_of_the_template(load):
 
 
 def test_a_prompt_that_is_not_how_the_conversation_begins_is_refused(tiny_with):
-    # a template that opens a thinking block for generation, but drops thinking from answers
-    template = LOOP + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-    with pytest.raises(DataError, match=r"turn 2 of 4 \(assistant\) cannot be located") as raised:
+    template = "{{ messages|length }}" + LOOP + PROMPT
+    with pytest.raises(DataError, match=r"turn 4 of 4 \(assistant\) cannot be located") as raised:
         tiny_with(template).tokenize_messages(CHAT)
     assert raised.value.id == "D14"
     assert "llama2, llama3, llama3_1, chatml" in str(raised.value)
 
 
-def test_the_same_template_still_makes_prompts_for_generation(tiny_with):
+def test_a_template_that_opens_thinking_for_generation_makes_such_prompts(tiny_with):
     template = LOOP + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     tokenizer = tiny_with(template)
     tokens, _ = tokenizer.tokenize_messages(CHAT[:3], add_generation_prompt=True)
@@ -122,15 +121,11 @@ def test_the_same_template_still_makes_prompts_for_generation(tiny_with):
 
 
 def test_a_turn_that_is_not_trained_need_not_be_located(tiny_with):
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if loop.last and m.role == 'assistant' %}<think>\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-    )
-    messages = [CHAT[0], Message("assistant", "a1", masked=True), *CHAT[2:]]
-    assert trained_text(tiny_with(template), messages) == "a2<|im_end|>"
-    with pytest.raises(DataError, match="turn 2 of 4"):
-        tiny_with(template).tokenize_messages(CHAT)
+    tokenizer = tiny_with("{{ messages|length }}" + LOOP + PROMPT)
+    messages = [*CHAT[:3], Message("assistant", "a2", masked=True)]
+    assert trained_text(tokenizer, messages) == "a1<|im_end|>"
+    with pytest.raises(DataError, match="turn 4 of 4"):
+        tokenizer.tokenize_messages(CHAT)
 
 
 def test_an_answer_that_the_template_leaves_out_is_refused(tiny_with):
@@ -262,3 +257,34 @@ def test_a_shield_uses_no_character_of_the_conversation():
     assert hidden == {"a": ["\U000f0000\U000f0002", 1, None]}
     assert shield.show(hidden["a"][0]) == "\U000f0000<s>"
     assert shield.fresh() == "\U000f0003"
+
+
+@pytest.mark.parametrize("header", ["<|im_start|>assistant\n", "assistant: "])
+@pytest.mark.parametrize("prompts_nothing", [True, False])
+def test_the_header_of_an_answer_that_nobody_asked_for_is_not_learnt(tiny_with, header, prompts_nothing):
+    """Templates that write the prompt behind the last message write none where there is no message, or fail."""
+    begins = "{{ bos_token if loop.first else '' }}"
+    prompt = f"{{% if add_generation_prompt and loop.last %}}{header}{{% endif %}}"
+    if not prompts_nothing:
+        prompt = f"{{% if add_generation_prompt and messages[0].role and loop.last %}}{header}{{% endif %}}"
+    template = (
+        f"{{% for m in messages %}}{begins}{{% if m.role == 'assistant' %}}{header}{{% else %}}user: {{% endif %}}"
+        f"{{{{ m.content }}}}<|im_end|>\n{prompt}{{% endfor %}}{{{{ '' if messages[0].role else '' }}}}"
+    )
+    tokenizer = tiny_with(template, bos_token="<|endoftext|>")
+    for count in (1, 2, 3):
+        messages = [Message("assistant", "a0"), Message("user", "u"), Message("assistant", "a1")][:count]
+        assert trained_text(tokenizer, messages) == "a0<|im_end|>" + ("a1<|im_end|>" if count > 2 else "")
+
+
+def test_blanks_around_a_text_are_its_own_where_the_template_keeps_them(tiny_with):
+    """It strips what the user says, and nothing of what a tool does."""
+    template = LOOP.replace("{{ m.content }}", "{{ m.content.strip() if m.role == 'user' else m.content }}") + PROMPT
+    messages = [Message("user", " q "), Message("tool", " r ", masked=False), Message("assistant", " a ")]
+    assert trained_text(tiny_with(template), messages) == " r <|im_end|> a <|im_end|>"
+
+
+def test_an_empty_text_that_is_learnt_has_its_end_beside_texts_that_are_stripped(tiny_with):
+    template = LOOP.replace("{{ m.content }}", "{{ m.content.strip() if m.role == 'user' else m.content }}") + PROMPT
+    messages = [Message("user", " q "), Message("tool", "", masked=False), Message("assistant", "a", masked=True)]
+    assert trained_text(tiny_with(template), messages) == "<|im_end|>"

@@ -275,7 +275,7 @@ def _template(tokenizer: Any) -> dict[str, Any]:
     """The chat format in use: a native one by name, a folder's own template by hash."""
     if tokenizer.chat_format is not None or not tokenizer.has_chat_format:
         return {"name": tokenizer.chat_format}
-    from torchmask.tokenizers.template_format import read_templates
+    from torchmask.tokenizers.template_files import read_templates
 
     return {"name": "the tokenizer's own", "sha256": _sha256(_canonical(read_templates(Path(tokenizer.folder))))}
 

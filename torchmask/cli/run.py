@@ -85,6 +85,7 @@ def run(words: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     request = parse(words)
+    _wait_without_spinning()
     if worker.is_worker():
         return _run_as_worker(request)
     with stop_when_asked(_BEFORE_TRAINING, signals=_STOP_SIGNALS):
@@ -95,6 +96,17 @@ def run(words: Sequence[str]) -> int:
             return launch(request)
         run_here(request)
     return 0
+
+
+def _wait_without_spinning() -> None:
+    """Lets torch's threads sleep soon when one waits for another; read by libgomp when torch is imported.
+
+    Otherwise each spins for a long while, and on cores that others use too everything takes up to ten times as long:
+    16,000 tokens a second of tiny/qa on two idle cores, 460 with two other processes beside. On idle cores it makes no
+    difference that shows.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def parse(words: Sequence[str]) -> Request:

@@ -9,6 +9,7 @@ import ast
 import copy
 import dataclasses
 import importlib.util
+import inspect
 import io
 import sys
 import tokenize
@@ -34,7 +35,7 @@ _LIGHT_MODULES = (
         "re",
         "functools",
     ),
-    *("torchmask.config", "torchmask.errors", "torchmask.constants"),
+    *("torchmask.config", "torchmask.errors", "torchmask.constants", "torchmask.lora"),
     *("torchmask.data.pack_options", "torchmask.data.stream_options"),
 )
 
@@ -102,9 +103,7 @@ def read_schema(recipe: Path) -> Schema:
 
 def schema_of(config_class: type, *, tree: ast.Module, source: str) -> Schema:
     """The schema of a Config class whose source is at hand."""
-    comments = _comments(source)
-    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    return Schema(config_class, _fields(config_class, classes, comments))
+    return Schema(config_class, _fields(config_class, _Source(tree, source)))
 
 
 def load_recipe(recipe: Path) -> types.ModuleType:
@@ -204,10 +203,27 @@ def _item_class(hint: Any) -> type | None:
     return _section_class(typing.get_args(hint)[0]) if typing.get_origin(hint) is list else None
 
 
-def _fields(
-    config_class: type, classes: dict[str, ast.ClassDef], comments: dict[int, tuple[bool, str]]
-) -> dict[str, Field]:
-    node = classes.get(config_class.__name__)
+class _Source:
+    """A Python file's classes and comments."""
+
+    def __init__(self, tree: ast.Module, text: str) -> None:
+        self.classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        self.comments = _comments(text)
+
+    def of(self, config_class: type) -> "_Source":
+        """The file that holds a class: this one, or that of a section which several recipes share."""
+        if config_class.__name__ in self.classes:
+            return self
+        try:
+            text = inspect.getsource(sys.modules[config_class.__module__])
+        except (KeyError, OSError, TypeError):
+            return self
+        return _Source(ast.parse(text), text)
+
+
+def _fields(config_class: type, source: _Source) -> dict[str, Field]:
+    source = source.of(config_class)
+    node = source.classes.get(config_class.__name__)
     written: dict[str, ast.AnnAssign] = {}
     for statement in node.body if node else []:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -228,11 +244,11 @@ def _fields(
             name=entry.name,
             required=missing or entry.default == "???",
             annotation=annotation,
-            meaning=_meaning(item, comments) if item else "",
+            meaning=_meaning(item, source.comments) if item else "",
             is_component="Component" in annotation.replace("|", " ").split() or "given" in entry.metadata,
             given=tuple(entry.metadata.get("given", ())),
-            section=_fields(section, classes, comments) if section else None,
-            items=_fields(item_class, classes, comments) if item_class else None,
+            section=_fields(section, source) if section else None,
+            items=_fields(item_class, source) if item_class else None,
             default=default if isinstance(default, dict) and "_component_" in default else None,
         )
     return fields

@@ -6,7 +6,8 @@ document shows of an early turn is not what the model writes there. Rows like th
 document for each trained turn.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +21,9 @@ from torchmask.data.span_masks import split_at_edges
 from torchmask.data.spans import part_ranges
 from torchmask.errors import DataError
 from torchmask.messages import Message, Piece, Rendered, TokenKind, said_weight
+
+_OPENING = re.compile(r"^\s*<think>")
+_THOUGHT = re.compile(r"\s*(?:<think>)?((?:(?!<think>).)+?)</think>", re.DOTALL)  # as answers begin with it
 
 
 class ChatTokenizer(Protocol):
@@ -79,15 +83,20 @@ class Mismatch(NamedTuple):
 
 
 def lost_text(pieces: Sequence[Piece] | None, messages: Sequence[Message]) -> int | None:
-    """The first trained assistant message whose text or reasoning the template has dropped a part of; None = none.
+    """The first trained assistant message that the template has not written as the model is to; None = none.
 
-    Blanks do not count, and neither does what a template adds.
+    It has dropped a part of the message's text or reasoning (blanks do not count, and neither does what it adds), or a
+    part of the prompt that generation would be fed (`Piece.served`).
 
     >>> shown = [Piece("y", TokenKind.CONTENT, 0)]
     >>> lost_text(shown, [Message("assistant", "<think>x</think>y")])
     0
     """
-    return next((i for i, message in enumerate(messages) if message.trained and _is_lost(pieces, i, message)), None)
+    return next(_lost(pieces, messages), None)
+
+
+def _lost(pieces: Sequence[Piece] | None, messages: Sequence[Message]) -> Iterator[int]:
+    return (i for i, message in enumerate(messages) if message.trained and _is_lost(pieces, i, message))
 
 
 def _is_lost(pieces: Sequence[Piece] | None, turn: int, message: Message) -> bool:
@@ -95,9 +104,12 @@ def _is_lost(pieces: Sequence[Piece] | None, turn: int, message: Message) -> boo
         return False
     if message.reasoning and _loses_reasoning(pieces, turn, message):
         return True
+    if any(piece.turn == turn and not piece.served for piece in pieces):
+        return True
     own = _content(pieces, turn)
     size = len(message.text)
-    return not any(0 <= piece.offset < size for piece in own) and not _is_in(message.text, own)
+    opened = _OPENING.sub("", message.text)  # a prompt may have opened the thinking
+    return not any(0 <= piece.offset < size for piece in own) and not _is_in(opened, own)
 
 
 def _loses_reasoning(pieces: Sequence[Piece] | None, turn: int, message: Message) -> bool:
@@ -107,6 +119,12 @@ def _loses_reasoning(pieces: Sequence[Piece] | None, turn: int, message: Message
     own = _content(pieces, turn)
     size = len(message.text)
     return not any(piece.offset >= size for piece in own) and not _is_in(message.reasoning_text, own)
+
+
+def _drops_thinking(pieces: Sequence[Piece] | None, turn: int, message: Message) -> bool:
+    """Whether a message's text begins with thinking that is not in what the template wrote of it."""
+    thought = _THOUGHT.match(message.text)
+    return pieces is not None and thought is not None and not _is_in(thought[1], _content(pieces, turn))
 
 
 def _content(pieces: Sequence[Piece], turn: int) -> list[Piece]:
@@ -124,30 +142,36 @@ def is_rewritten(tokenizer: ChatTokenizer, rendered: Rendered, one: Writing, con
     Raises:
         DataError: D07, it drops the turn's reasoning even then.
     """
-    lost = lost_text(rendered.pieces, one.messages)
-    if lost is None:
-        return False
-    shown = one.messages[: lost + 1]
-    if len(shown) == len(one.messages):
-        refuse_lost_reasoning(rendered.pieces, shown)
-        return False
-    last = tokenizer.render(shown, conversation.tools)
-    refuse_lost_reasoning(last.pieces, shown)
-    return lost_text(last.pieces, shown) != lost
+    for lost in _lost(rendered.pieces, one.messages):
+        shown = one.messages[: lost + 1]
+        is_last = len(shown) == len(one.messages)
+        last = rendered if is_last else tokenizer.render(shown, conversation.tools)
+        refuse_lost_reasoning(last.pieces, shown)
+        if not is_last and lost not in _lost(last.pieces, shown):
+            return True
+    return False
 
 
 def refuse_lost_reasoning(pieces: Sequence[Piece] | None, messages: Sequence[Message]) -> None:
-    """Nothing, where the reasoning of the last message is written or not trained.
+    """Nothing, where the reasoning of the last message, in its text or beside it, is written or not trained.
 
     Raises:
         DataError: D07.
     """
     last = len(messages) - 1
-    if messages[last].trained and _loses_reasoning(pieces, last, messages[last]):
+    message = messages[last]
+    if message.trained and _loses_reasoning(pieces, last, message):
         raise DataError(
             "D07",
             f"turn {last + 1} has reasoning beside its content, which the chat template does not write there",
             fix="write it into the content, leave it out, or do not train this turn",
+        )
+    if message.trained and message.role == "assistant" and _drops_thinking(pieces, last, message):
+        raise DataError(
+            "D07",
+            f"turn {last + 1} thinks before it answers, which the chat template drops even where no turn follows",
+            fix="leave the thinking out of the row, do not train this turn, or put a chat_template.jinja that keeps it "
+            "into the folder",
         )
 
 

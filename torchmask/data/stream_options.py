@@ -10,6 +10,8 @@ from torchmask.data.columns import one_policy
 from torchmask.data.eos import EosPolicy
 from torchmask.errors import ConfigError
 
+LOOSE = ("over_length", "no_targets", "max_truncated_away")
+"""Options of packing that may change on resume: by these a person gets over an error of the data."""
 _WHOLE = {
     "cache": "a stream is for what is not kept; leave cache out",
     "max_rows": "a builder of a stream sees one window at a time; write split: train[:1000]",

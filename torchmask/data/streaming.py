@@ -38,12 +38,11 @@ from torchmask.data.stream_ledger import (
     short_parts,
     skipped_causes,
 )
+from torchmask.data.stream_options import LOOSE
 from torchmask.data.stream_parts import Reader, StreamPart, without_filter
 from torchmask.errors import ConfigError, DataError
 
 STATE_VERSION = 2
-LOOSE = ("over_length", "no_targets", "max_truncated_away")
-"""Options of packing that may change on resume: by these a person gets over an error of the data."""
 
 _PREVIEW_ROWS = 64
 _OTHER_RULE = "other"  # of a rule that the first rows did not show

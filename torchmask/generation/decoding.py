@@ -128,8 +128,8 @@ class _Running:
         self.new_tokens = self.rows.new_zeros(len(prompts), num_steps)
         self._read(prompts, left=num_steps)
         self._last_position = model.spec.max_seq_len - 1 if model.spec.learned_positions else NEVER_HIDDEN
-        switch = model.spec.rope_switches_after
-        self._switches = set() if switch is None else {switch + 1 - len(prompt) for prompt in prompts}
+        after = model.spec.rope_switches_after
+        self._switches = {length + 1 - len(prompt) for length in after for prompt in prompts}
 
     def _read(self, texts: Sequence[Sequence[int]], *, left: int) -> None:
         """Begins a cache that has room for `left` more tokens; the last of them is not read again."""

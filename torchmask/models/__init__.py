@@ -3,7 +3,7 @@
 import sys
 
 from torchmask.models.adapter_files import load_adapter, save_adapter, weights_fingerprint
-from torchmask.models.adapters import adapt, init_adapters
+from torchmask.models.adapters import adapt
 from torchmask.models.bloom import (
     bloom_1b1,
     bloom_1b7,
@@ -26,6 +26,7 @@ from torchmask.models.folder import (
     FAMILIES,
     from_config,
     from_pretrained,
+    load_or_init,
     load_pretrained,
     read_config,
 )
@@ -102,6 +103,11 @@ from torchmask.models.llama import (
     yi_6b,
     yi_9b,
     yi_34b,
+)
+from torchmask.models.ministral3 import (
+    ministral3_3b,
+    ministral3_8b,
+    ministral3_14b,
 )
 from torchmask.models.mistral import (
     codestral_22b,
@@ -240,7 +246,6 @@ __all__ = [
     "granite_3_1_8b",
     "granite_3_3_2b",
     "granite_3_3_8b",
-    "init_adapters",
     "init_weights",
     "llama2_7b",
     "llama2_13b",
@@ -254,7 +259,11 @@ __all__ = [
     "llama3_8b",
     "llama3_70b",
     "load_adapter",
+    "load_or_init",
     "load_pretrained",
+    "ministral3_3b",
+    "ministral3_8b",
+    "ministral3_14b",
     "ministral_8b",
     "mistral_7b_v0_1",
     "mistral_7b_v0_2",

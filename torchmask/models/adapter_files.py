@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,20 @@ from torchmask.errors import WeightsError
 from torchmask.models.adapters import attach, linear_layers, whole
 from torchmask.models.conversions import Layout, Piece, hub_shapes, hub_tensors
 from torchmask.models.folder import family_of
+from torchmask.models.meta_llama import checkpoint_files, is_meta_folder
+from torchmask.models.resize import resize_embeddings
 from torchmask.models.weight_files import FileTensor, new_name, open_files, open_folder, open_safetensors
-from torchmask.models.weights import copy_into, fill, write_tensors
+from torchmask.models.weights import FLOATS, copy_into, fill, not_finite, not_finite_in, write_tensors
 from torchmask.modules.decoder import Decoder
 from torchmask.modules.lora import LoRALinear, adapted_layers, is_adapter
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B, _WEIGHT = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".weight"
 _BASE = "base_fingerprint"  # in the metadata of the weights
-_SAMPLE_BYTES = 4096
+_TABLES = ("embed_tokens.weight", "lm_head.weight")  # have a row a token
+_SAMPLE = 512
 _MAX_NAMES = 5
+_OTHER_MODEL = f"load it onto the model it belongs to (base_model_name_or_path in {CONFIG_FILE})"
 _UNKNOWN_KINDS = {
     "use_dora": "DoRA",
     "target_parameters": "adapters of the matrices of experts",
@@ -78,26 +83,25 @@ class _Module:
 
 
 def weights_fingerprint(folder: str | Path) -> str:
-    """What tells a model's weights from another's: a sha256 of every tensor's name, type, shape and first 4 KiB.
+    """What tells a model's weights from another's: a sha256 of every tensor's name, type, shape and first numbers.
 
-    Not of all of them, which would take as long as loading; two trained models differ everywhere.
+    Not of all numbers, which would take as long as loading; two trained models differ everywhere.
 
     Raises:
         WeightsError: the folder's weights are missing or damaged.
     """
+    folder = Path(folder).expanduser()
+    each = (
+        [open_files([file]) for file in checkpoint_files(folder)] if is_meta_folder(folder) else [open_folder(folder)]
+    )
     digest = hashlib.sha256()
-    tensors = open_folder(Path(folder).expanduser())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in (named for tensors in each for named in sorted(tensors.items())):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(_first_values(tensor).contiguous().view(torch.uint8).numpy().tobytes())
+        *before, last = tensor.shape or (1,)
+        first = (*(slice(0, 1) for _ in before), slice(0, min(last, _SAMPLE)))
+        values = tensor.read(first if tensor.shape else ())
+        digest.update(values.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_values(tensor: FileTensor) -> Tensor:
-    """The first few numbers of the last dimension, at the start of all others."""
-    *before, last = tensor.shape or (1,)
-    index = (*(slice(0, 1) for _ in before), slice(0, min(last, _SAMPLE_BYTES // 8)))
-    return tensor.read(index if tensor.shape else ()).flatten()
 
 
 def _modules(layout: Layout, layers: Iterable[str]) -> dict[str, _Module]:
@@ -116,14 +120,18 @@ def _modules(layout: Layout, layers: Iterable[str]) -> dict[str, _Module]:
     return {names[hub]: _Module(names[hub], tuple(held), num_rows[hub]) for hub, held in parts.items()}
 
 
-def save_adapter(model: Decoder, folder: str | Path, *, base: str | Path | None = None) -> None:
+def save_adapter(
+    model: Decoder, folder: str | Path, *, base: str | Path | None = None, fingerprint: str | None = None
+) -> None:
     """Writes a model's adapters, and the modules that are trained whole, as PEFT reads them; collective if sharded.
 
     Args:
-        base: the folder of the weights below the adapters; its fingerprint is noted for whoever loads them.
+        base: the folder of the weights below the adapters, noted for whoever loads them.
+        fingerprint: of these weights, see `weights_fingerprint`; None = it is taken now.
 
     Raises:
         ValueError: the model has no adapters.
+        WeightsError: the weights of `base` are missing or damaged, and there is no fingerprint.
     """
     layers = dict(adapted_layers(model))
     if not layers:
@@ -157,7 +165,9 @@ def save_adapter(model: Decoder, folder: str | Path, *, base: str | Path | None 
         "bias": "none",
         "use_rslora": False,  # the scale is in lora_alpha
     }
-    noted = {} if base is None else {_BASE: weights_fingerprint(base)}
+    if fingerprint is None and base is not None:
+        fingerprint = weights_fingerprint(base)
+    noted = {} if fingerprint is None else {_BASE: fingerprint}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / new_name(WEIGHTS_FILE)
@@ -207,26 +217,34 @@ def _plain(number: float) -> float | int:
 def load_adapter(model: Decoder, folder: str | Path, *, base: str | Path | None = None) -> int:
     """Puts adapters from a folder in PEFT's layout onto a model, and freezes all else; returns the number of layers.
 
-    Modules that were trained whole replace the model's. The model is whole, with its weights.
+    Modules that were trained whole replace the model's; where they have rows of added tokens, its vocabulary grows by
+    them. The model is whole, with its weights.
 
     Args:
         base: the folder that the model's weights are from, compared with what the adapter was trained on.
 
     Raises:
-        WeightsError: W03, no adapter in the folder; W05, one that does not fit the model; W09, one of other weights;
-            W10, one of a kind that is not known here.
+        WeightsError: W03, no adapter in the folder; W05, one that does not fit the model; W08, NaN or Inf in it; W09,
+            one of other weights; W10, one of a kind that is not known here.
     """
     folder = Path(folder).expanduser()
     config = _read_config(folder)
     tensors = {_own_name(name): tensor for name, tensor in open_files([folder / WEIGHTS_FILE]).items()}
     _check_base(folder, base)
     layout = family_of(model.hub_config).layout(model)
+    tables = [tensors.get(layout[ours][0].hub) for ours in _TABLES]
+    num_rows = max((table.shape[0] for table in tables if table is not None), default=0)
+    if num_rows > model.spec.vocab_size:
+        resize_embeddings(model, num_rows)  # as the model was before it was trained
+        layout = family_of(model.hub_config).layout(model)
     modules = _modules(layout, linear_layers(model))
     _check_fits(model, tensors, modules, layout, str(folder))
     model.requires_grad_(False)
-    num_layers = 0
+    num_layers, not_numbers = 0, Counter[tuple[str, str]]()
     for name in (name.removesuffix(_A) for name in tensors if name.endswith(_A)):
         a, b = (tensors[f"{name}{end}"].read((slice(None), slice(None))) for end in (_A, _B))
+        for end, tensor in ((_A, a), (_B, b)):
+            not_numbers.update({(f"{name}{end}", what): count for what, count in not_finite_in(tensor, tensor)})
         for part in modules[name].parts:
             layer = attach(model, part.name, rank=len(a), scale=_scale(config, name, len(a)))
             copy_into(layer.lora_a, a)
@@ -234,8 +252,10 @@ def load_adapter(model: Decoder, folder: str | Path, *, base: str | Path | None 
             num_layers += 1
     for name, parameter in model.named_parameters():
         if any(piece.hub in tensors for piece in layout.get(name, ())):
-            fill(parameter, layout[name], tensors)
+            not_numbers += fill(parameter, layout[name], tensors)
             parameter.requires_grad_(True)
+    if not_numbers:
+        raise not_finite(str(folder), not_numbers)
     return num_layers
 
 
@@ -246,13 +266,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
         kind = config["peft_type"]
+        if kind == "LORA":
+            for key, alpha in {**(config.get("alpha_pattern") or {}), "": config["lora_alpha"]}.items():
+                re.compile(key)
+                float(alpha)
     except FileNotFoundError as error:
         fix = "name a folder with adapter_config.json, such as adapter/ of a run"
         raise WeightsError("W03", f"no {CONFIG_FILE}", where=str(folder.absolute()), fix=fix) from error
-    except (KeyError, ValueError) as error:
-        raise WeightsError(
-            "W05", f"describes no adapter: {error}", where=str(file), fix="get the file again"
-        ) from error
+    except (KeyError, ValueError, TypeError, re.error) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise WeightsError("W05", f"describes no adapter: {what}", where=str(file), fix="get the file again") from error
     unknown = [what for key, what in _UNKNOWN_KINDS.items() if config.get(key)]
     if config.get("bias", "none") != "none":
         unknown.append("trained biases")
@@ -278,7 +301,7 @@ def _check_base(folder: Path, base: str | Path | None) -> None:
             "W09",
             f"the adapter was trained on other weights: fingerprint {wanted}, those of {base} have {found}",
             where=str(folder),
-            fix=f"load it onto the model it belongs to (base_model_name_or_path in {CONFIG_FILE})",
+            fix=_OTHER_MODEL,
         )
 
 
@@ -286,7 +309,8 @@ def _check_fits(
     model: Decoder, tensors: dict[str, FileTensor], modules: dict[str, _Module], layout: Layout, where: str
 ) -> None:
     """Raises if an adapter has what the model lacks, or of another size."""
-    wrong = []
+    wrong = [] if tensors else ["it holds no tensor"]
+    wrong += [f"{name} is stored as {each.dtype}" for name, each in tensors.items() if each.dtype not in FLOATS]
     shapes = hub_shapes(layout)
     for name, tensor in tensors.items():
         module_name, end = next(((name.removesuffix(end), end) for end in (_A, _B) if name.endswith(end)), (name, ""))
@@ -303,17 +327,14 @@ def _check_fits(
             assert isinstance(layer, torch.nn.Linear)
             if found != (wanted := ((rank, layer.in_features), (module.num_rows, rank))):
                 wrong.append(f"{module_name}: A and B have shapes {found}, the model's layer takes {wanted}")
-    tables = [tensors.get(_hub_name(layout, ours)) for ours in ("embed_tokens.weight", "lm_head.weight")]
+        elif f"{module_name}{_A}" not in tensors:
+            wrong.append(f"{module_name}: the adapter has B and no A")
+    tables = [tensors.get(layout[ours][0].hub) for ours in _TABLES]
     if model.spec.tie_embeddings and any(tables) and not _same(tables):
         wrong.append("the embedding and the head are trained apart; in the model they are one parameter")
     if wrong:
         shown = "\n    ".join(wrong[:_MAX_NAMES] + (["..."] if len(wrong) > _MAX_NAMES else []))
-        fix = f"load it onto the model it belongs to (base_model_name_or_path in {CONFIG_FILE})"
-        raise WeightsError("W05", f"the adapter does not fit the model:\n    {shown}", where=where, fix=fix)
-
-
-def _hub_name(layout: Layout, ours: str) -> str:
-    return layout[ours][0].hub
+        raise WeightsError("W05", f"the adapter does not fit the model:\n    {shown}", where=where, fix=_OTHER_MODEL)
 
 
 def _same(tables: list[FileTensor | None]) -> bool:

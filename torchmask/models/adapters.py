@@ -14,20 +14,24 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from torchmask.errors import ConfigError
+from torchmask.lora import LoRA
 from torchmask.models.resize import has_new_rows
 from torchmask.models.weights import copy_into
 from torchmask.modules.decoder import Decoder
 from torchmask.modules.head import Head
-from torchmask.modules.lora import LoRA, LoRALinear, adapted_layers, is_adapter
+from torchmask.modules.lora import LoRALinear, adapted_layers, is_adapter
 
 ROUTER = "router"
 
 
-def adapt(model: Decoder, lora: LoRA | None, *, seed: int = 0) -> int:
+def adapt(model: Decoder, lora: LoRA | None, *, seed: int = 0, has_new_tokens: bool = False) -> int:
     """Gives linear layers adapters and freezes all else; returns the number of layers. None changes nothing.
 
     Before `checkpoint_activations`, `compile_layers` and `shard`. The model says what it said before until it is
     trained. On the meta device the adapters have no values yet: `init_adapters` once they have memory.
+
+    Args:
+        has_new_tokens: the vocabulary has tokens that the model never saw, also where its embedding had spare rows.
 
     Raises:
         ConfigError: C09, a name that no layer or module has; a model that has adapters already; rows of new tokens
@@ -46,7 +50,8 @@ def adapt(model: Decoder, lora: LoRA | None, *, seed: int = 0) -> int:
         _check_named(lora.targets, {_leaf(name) for name in layers}, "lora.targets")
         chosen = [name for name in layers if _leaf(name) in lora.targets]
     whole = _modules_to_train(model, lora.also_train)
-    if has_new_rows(model) and not {"embed_tokens", "lm_head"} & set(lora.also_train):
+    embedding = {"embed_tokens", "lm_head"} if model.spec.tie_embeddings else {"embed_tokens"}
+    if (has_new_tokens or has_new_rows(model)) and not embedding & set(lora.also_train):
         raise ConfigError(
             "C09",
             "tokens were added to the vocabulary, and their rows of the embedding would stay as they are",

@@ -10,6 +10,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
+    "relu2": "relu2",
+    "tanh": "tanh",
+    "quick_gelu": "quick_gelu",
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
@@ -34,8 +37,8 @@ def with_defaults(
     Raises:
         WeightsError: W05, a value of another type, or null where something is needed.
 
-    >>> with_defaults({"n_layer": 3, "eps": None}, {"layers": 2, "eps": 1e-5}, aliases={"n_layer": "layers"})
-    {'layers': 3, 'eps': None, 'n_layer': 3}
+    >>> with_defaults({"n_layer": 3, "head_dim": None}, {"layers": 2, "head_dim": 64}, aliases={"n_layer": "layers"})
+    {'layers': 3, 'head_dim': None, 'n_layer': 3}
     """
     renamed = {name: config[alias] for alias, name in (aliases or {}).items() if alias in config}
     values = {**defaults, **renamed, **config}

@@ -39,6 +39,7 @@ _DEFAULTS = {
     "activation": "gelu",
     "tie_word_embeddings": True,
 }
+_FLAGS = ("alibi", "bias", "multi_query", "new_decoder_architecture", "parallel_attn")
 _ACTIVATIONS: dict[Activation, str] = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 WEIGHT_NAMES = {
@@ -82,12 +83,14 @@ CONVERSIONS = (*_conversions("weight"), *_conversions("bias"))
 
 
 def spec_from_config(config: dict[str, Any]) -> DecoderSpec:
-    """The architecture that a config.json describes."""
-    config = with_defaults(config, _DEFAULTS)
+    """The architecture that a config.json describes; flags that are null are off, whatever absent ones are."""
+    config = with_defaults({**config, **{key: False for key in _FLAGS if config.get(key, ...) is None}}, _DEFAULTS)
     if config.get("n_embed") is not None:  # the width's first name
         config["hidden_size"] = config["n_embed"]
     embed_dim, head_dim = config["hidden_size"], head_dim_of(config, "hidden_size", "num_attention_heads")
     rope = read_rope(config)
+    if not config["alibi"]:
+        rope.check_whole(head_dim)
     return DecoderSpec(
         vocab_size=config["vocab_size"],
         embed_dim=embed_dim,

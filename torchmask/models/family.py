@@ -66,8 +66,10 @@ class Family:
 
     def hub_name(self, ours: str, names: Collection[str] = ()) -> str:
         """The name in a checkpoint of a parameter that it keeps as it is; `names` as of `layout`."""
-        name = next(hub for hub, our in self.weight_names.items() if our == ours)
-        return name if name in names else name.removeprefix(self.optional_prefix)
+        hubs = [hub for hub, our in self.weight_names.items() if our == ours]
+        hubs += [other.hub for other in self.other_layout if isinstance(other, Split) and other.ours == (ours,)]
+        known = [name for hub in hubs for name in (hub, hub.removeprefix(self.optional_prefix))]
+        return next((name for name in known if name in names), known[1])
 
 
 def build_model(
@@ -99,7 +101,8 @@ def build_model(
     model = model.to_empty(device=device)
     model.tie_weights()
     if seed is not None:
-        init_weights(model, seed=seed, std=model.hub_config.get("initializer_range", 0.02))
+        std = model.hub_config.get("initializer_range")
+        init_weights(model, seed=seed, std=0.02 if std is None else std)
     return model
 
 

@@ -18,6 +18,7 @@ from torchmask.models import (
     granite,
     llama,
     meta_llama,
+    ministral3,
     mistral,
     mixtral,
     olmo,
@@ -26,11 +27,12 @@ from torchmask.models import (
     qwen3_moe,
     smollm3,
 )
+from torchmask.models.adapters import init_adapters
 from torchmask.models.family import Family, build_model
 from torchmask.models.resize import with_new_rows
 from torchmask.models.scope import out_of_scope, refuse_quantised
 from torchmask.models.weight_files import FileTensor, open_folder
-from torchmask.models.weights import FLOATS, load_weights
+from torchmask.models.weights import FLOATS, init_weights, load_weights
 from torchmask.modules.decoder import Decoder
 from torchmask.modules.spec import DecoderSpec
 
@@ -52,6 +54,7 @@ FAMILIES: dict[str, Family] = {
         llama.FAMILY,
         mistral.FAMILY,
         mistral.MINISTRAL,
+        ministral3.FAMILY,
         mixtral.FAMILY,
         olmo.OLMO2,
         olmo.OLMO3,
@@ -156,6 +159,21 @@ def load_pretrained(model: Decoder, folder: str | Path) -> None:
     layout = family.layout(model, tensors)
     tensors = with_new_rows(model, tensors, layout)
     load_weights(model, tensors, layout, where=str(folder), derived=family.derived)
+
+
+def load_or_init(model: Decoder, folder: str | Path | None, *, seed: int) -> None:
+    """Fills a materialised model with the weights of a folder, or with random ones where None is named.
+
+    Adapters are new ones in both cases.
+
+    Raises:
+        WeightsError: as of `load_pretrained`.
+    """
+    if folder is None:
+        init_weights(model, seed=seed)
+    else:
+        load_pretrained(model, folder)
+    init_adapters(model, seed=seed)
 
 
 def _holds_own_head(folder: Path, family: Family) -> bool:

@@ -89,12 +89,14 @@ def gemma3_spec(config: dict[str, Any]) -> DecoderSpec:
     config = with_defaults(config, _GEMMA3_DEFAULTS)
     every = config["sliding_window_pattern"]
     usual = [SLIDING if (i + 1) % every else FULL for i in range(config["num_hidden_layers"])]
-    return DecoderSpec(
-        **_facts(config, "hidden_activation"),
-        **_later_facts(config, usual),
-        **layered_rope_facts(config, default_bases=_GEMMA3_BASES, window_base_key="rope_local_base_freq"),
-        qk_norm="head",
+    facts = _facts(config, "hidden_activation")
+    rope = layered_rope_facts(
+        config,
+        head_dim=facts["head_dim"],
+        default_bases=_GEMMA3_BASES,
+        window_base_key="rope_local_base_freq",
     )
+    return DecoderSpec(**facts, **_later_facts(config, usual), **rope, qk_norm="head")
 
 
 def _facts(config: dict[str, Any], activation_key: str) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def _later_facts(config: dict[str, Any], usual_types: list[str]) -> dict[str, An
 def gemma_config(spec: DecoderSpec) -> dict[str, Any]:
     """The config.json of a model with this architecture, as transformers reads it."""
     entries = {**common_entries(spec), **rope_entries(spec), "attention_bias": spec.qkv_bias}
+    if spec.activation == "gelu":  # which this family takes for the one by tanh
+        entries["hidden_act"] = "gelu_python"
     return {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", **entries}
 
 

@@ -119,19 +119,21 @@ FAMILY = Family(
     config_from_spec=config_from_spec,
     weight_names=WEIGHT_NAMES,
     conversions=CONVERSIONS,
+    other_layout=(Split("lm_head.weight", ("lm_head.weight",)),),  # its name in the memory of transformers 5
     derived=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),  # masks and tables of old files
     optional_prefix="gpt_neox.",
 )
 
 
 # Published sizes: https://arxiv.org/abs/2304.01373, table 1, and the config.json of each on the Hub.
-def _pythia(embed_dim: int, num_layers: int, num_heads: int, vocab_size: int = 50_304) -> Callable[..., Decoder]:
+def _pythia(embed_dim: int, num_layers: int, num_heads: int, **more: Any) -> Callable[..., Decoder]:
     sizes = {"hidden_size": embed_dim, "num_hidden_layers": num_layers, "num_attention_heads": num_heads}
-    return sized(FAMILY, spec_from_config({**sizes, "intermediate_size": 4 * embed_dim, "vocab_size": vocab_size}))
+    sizes |= {"intermediate_size": 4 * embed_dim, "vocab_size": 50_304}
+    return sized(FAMILY, spec_from_config({**sizes, **more}))
 
 
-pythia_14m = _pythia(128, 6, 4)
-pythia_31m = _pythia(256, 6, 8)
+pythia_14m = _pythia(128, 6, 4, max_position_embeddings=512)
+pythia_31m = _pythia(256, 6, 8, max_position_embeddings=1024)
 pythia_70m = _pythia(512, 6, 8)
 pythia_160m = _pythia(768, 12, 12)
 pythia_410m = _pythia(1024, 24, 16)

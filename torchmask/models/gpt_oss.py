@@ -115,7 +115,8 @@ def config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
         **common_entries(spec),
         **rope,
         "attention_bias": spec.qkv_bias,
-        "sliding_window": spec.sliding_window,
+        # transformers wants a window even where no layer has one.
+        "sliding_window": spec.sliding_window or _DEFAULTS["sliding_window"],
         "layer_types": layer_types_of(spec),
         "num_local_experts": spec.moe.num_experts,
         "num_experts_per_tok": spec.moe.experts_per_token,

@@ -81,6 +81,6 @@ _8b = partial(_granite, embed_dim=4096, intermediate_dim=12_800, head_dim=128, a
 granite_3_0_2b = sized(FAMILY, _2b(max_seq_len=4096, rope_base=10_000.0))
 granite_3_0_8b = sized(FAMILY, _8b(max_seq_len=4096, rope_base=10_000.0))
 granite_3_1_2b = sized(FAMILY, _2b())
-granite_3_1_8b = sized(FAMILY, _8b())
+granite_3_1_8b = sized(FAMILY, _8b(rope_base=1e7))
 granite_3_3_2b = sized(FAMILY, _2b(vocab_size=49_159, rope_base=1e7))
 granite_3_3_8b = sized(FAMILY, _8b(vocab_size=49_159, rope_base=1e7))

@@ -16,7 +16,7 @@ FULL, SLIDING = LAYER_TYPES
 
 
 def layered_rope_facts(
-    config: Mapping[str, Any], *, default_bases: tuple[float, float], window_base_key: str | None
+    config: Mapping[str, Any], *, head_dim: int, default_bases: tuple[float, float], window_base_key: str | None
 ) -> dict[str, Any]:
     """The facts of both kinds of layers.
 
@@ -25,7 +25,8 @@ def layered_rope_facts(
         window_base_key: in the old spelling, the base of layers with a window; None = it cannot be said there.
 
     Raises:
-        WeightsError: W05, one table for all layers, which these families do not have.
+        WeightsError: W05, one table for all layers, which these families do not have; parts of heads; a scaling that
+            there is not for heads of this size.
     """
     tables = dict(config.get("rope_parameters") or {})
     if tables and not any(layer_type in tables for layer_type in LAYER_TYPES):
@@ -33,16 +34,15 @@ def layered_rope_facts(
     beside = {"truncate": tables["truncate"]} if "truncate" in tables else {}
     full = {**beside, **(tables.get(FULL) or {}), **(config.get("rope_scaling") or {})}
     window_base = config.get(window_base_key) if window_base_key else None
-    lengths = {key: config[key] for key in _LENGTHS if key in config}
+    beside_all = {key: config[key] for key in _OF_BOTH if key in config}
     ropes = [
-        read_rope({"rope_parameters": table, "rope_theta": base, **lengths}, default_base=default)
+        read_rope({"rope_parameters": table, "rope_theta": base, **beside_all}, default_base=default)
         for table, base, default in zip(
             (full, {**beside, **(tables.get(SLIDING) or {})}), (config.get("rope_theta"), window_base), default_bases
         )
     ]
-    if any(rope.fraction != 1 for rope in ropes) or config.get("partial_rotary_factor") not in (None, 1):
-        given = {"partial_rotary_factor": min(r.fraction for r in ropes), **config}
-        raise refusal(given, "partial_rotary_factor", "this family rotates whole heads")
+    for rope in ropes:
+        rope.check_whole(head_dim)
     return {
         "rope_base": ropes[0].base,
         "rope_scaling": ropes[0].scaling,
@@ -52,7 +52,7 @@ def layered_rope_facts(
 
 
 _OLD_SPELLING = ("rope_theta", "rope_scaling", "rope_local_base_freq")
-_LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
+_OF_BOTH = ("max_position_embeddings", "original_max_position_embeddings", "partial_rotary_factor")
 
 
 def layered_rope_entries(spec: DecoderSpec) -> dict[str, Any]:

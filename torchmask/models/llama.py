@@ -113,6 +113,7 @@ llama2_70b = sized(FAMILY, _llama2(**_70b))
 code_llama_7b = sized(FAMILY, _code_llama(**_7b))
 code_llama_13b = sized(FAMILY, _code_llama(**_13b))
 code_llama_34b = sized(FAMILY, _code_llama(**_34b, vocab_size=32_000))
+# Not its Instruct and Python versions: these have a rope base of 10,000 and were made for 4096 tokens.
 code_llama_70b = sized(FAMILY, _code_llama(**_70b))
 llama3_8b = sized(FAMILY, _llama3(**_8b))
 llama3_70b = sized(FAMILY, _llama3(**_70b_v3))

@@ -10,7 +10,6 @@ from typing import Any
 from torchmask.models.config_values import activation_of, refusal, shortest_pattern
 from torchmask.models.rope_config import LAYER_TYPES, read_rope
 from torchmask.modules.mlp import Activation
-from torchmask.modules.rope_scaling import LongRopeScaling
 from torchmask.modules.spec import DecoderSpec
 
 FULL, SLIDING = LAYER_TYPES
@@ -60,12 +59,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What absent keys stand for in Llama's config.json; the relatives' tables say where theirs differ."""
 
-_HUB_ACTIVATIONS: dict[Activation, str] = {
-    "silu": "silu",
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_pytorch_tanh",
-    "relu": "relu",
-}
+_ACTIVATIONS: dict[Activation, str] = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def common_facts(config: Mapping[str, Any], *, activation_key: str = "hidden_act") -> dict[str, Any]:
@@ -117,18 +111,9 @@ def rope_facts(
         if any(layer_type in (config.get(key) or {}) for layer_type in LAYER_TYPES):
             raise refusal(config, key, "all layers of this family have the same rotary positions")
     rope = read_rope(dict(config), default_base=default_base)
-    if whole_heads and rope.fraction != 1:
-        given = {"partial_rotary_factor": rope.fraction}
-        raise refusal(given, "partial_rotary_factor", "this family rotates whole heads")
     head_dim = _head_dim(config)
-    num_channels = rope.dim(head_dim) or head_dim
-    if isinstance(rope.scaling, LongRopeScaling):
-        factors = {"short_factor": rope.scaling.short_factors, "long_factor": rope.scaling.long_factors}
-        for key in factors:
-            if len(factors[key]) != num_channels // 2:
-                raise refusal(
-                    factors, key, f"{num_channels // 2} factors are wanted, as {num_channels} channels rotate"
-                )
+    if whole_heads:
+        rope.check_whole(head_dim)
     return {"rope_base": rope.base, "rope_scaling": rope.scaling, "rope_dim": rope.dim(head_dim)}
 
 
@@ -174,5 +159,5 @@ def common_entries(spec: DecoderSpec, *, activation_key: str = "hidden_act") -> 
         "max_position_embeddings": spec.max_seq_len,
         "rms_norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tie_embeddings,
-        activation_key: _HUB_ACTIVATIONS[spec.activation],
+        activation_key: _ACTIVATIONS.get(spec.activation, spec.activation),
     }

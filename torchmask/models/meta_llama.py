@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         WeightsError: W05 for a params.json that describes no Llama, W03 or W06 for missing or refused weights.
     """
     file = folder / "params.json"
-    files = _weight_files(folder)
+    files = checkpoint_files(folder)
     try:
         params = json.loads(file.read_text(encoding="utf-8"))
         unread = [what for key, what in _REFUSED.items() if params.get(key) not in (None, -1)]
@@ -131,7 +131,12 @@ def _intermediate_size(params: dict[str, Any]) -> int:
     return -(-size // params["multiple_of"]) * int(params["multiple_of"])
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a folder's weights, in order.
+
+    Raises:
+        WeightsError: W03, one is missing.
+    """
     files = sorted(folder.glob("consolidated*.pth"))
     missing = sorted({f"consolidated.{i:02d}.pth" for i in range(len(files))} - {file.name for file in files})
     if missing and [file.name for file in files] != ["consolidated.pth"]:
@@ -151,7 +156,7 @@ def open_checkpoint(folder: Path, hub_layout: Layout, head_dim: int) -> tuple[di
     Raises:
         WeightsError: W03 or W06 for missing or refused files.
     """
-    files = _weight_files(folder)
+    files = checkpoint_files(folder)
     parts = [open_files([file]) for file in files]
     tensors = {f"{file.name}: {name}": tensor for file, part in zip(files, parts) for name, tensor in part.items()}
     layout: Layout = {}

@@ -95,7 +95,7 @@ _ministral = partial(_mistral, embed_dim=4096, intermediate_dim=12_288, num_laye
 mistral_7b_v0_1 = sized(FAMILY, _7b(vocab_size=32_000, rope_base=10_000.0, sliding_window=4096))
 mistral_7b_v0_2 = sized(FAMILY, _7b(vocab_size=32_000))
 mistral_7b_v0_3 = sized(FAMILY, _7b(vocab_size=32_768))
-mistral_nemo_12b = sized(FAMILY, _nemo(intermediate_dim=14_336, max_seq_len=131_072))
+mistral_nemo_12b = sized(FAMILY, _nemo(intermediate_dim=14_336, max_seq_len=128_000))
 mistral_small_22b = sized(FAMILY, _22b())
 mistral_small_24b = sized(FAMILY, _nemo(intermediate_dim=32_768, rope_base=1e8))
 mistral_large_123b = sized(FAMILY, _large(vocab_size=32_768, max_seq_len=131_072))

@@ -47,8 +47,9 @@ def olmo3_spec(config: dict[str, Any]) -> DecoderSpec:
     """The architecture that a config.json of OLMo 3 describes."""
     config = with_defaults(config, _OLMO3_DEFAULTS)
     windows = window_facts(config, [FULL if i % 4 == 3 else SLIDING for i in range(config["num_hidden_layers"])])
-    rope = layered_rope_facts(config, default_bases=_OLMO3_BASES, window_base_key=None)
-    return DecoderSpec(**_facts(config), **windows, **rope)
+    facts = _facts(config)
+    rope = layered_rope_facts(config, head_dim=facts["head_dim"], default_bases=_OLMO3_BASES, window_base_key=None)
+    return DecoderSpec(**facts, **windows, **rope)
 
 
 def _facts(config: dict[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ qwen1_5_110b = _qwen1_5(8192, 49_152, 80, 64, vocab_size=152_064, num_kv_heads=8
 qwen2_0_5b = sized(QWEN2, _0_5b())
 qwen2_1_5b = sized(QWEN2, _1_5b())
 qwen2_7b = sized(QWEN2, _7b())
-qwen2_72b = sized(QWEN2, _72b())
+qwen2_72b = sized(QWEN2, _72b(norm_eps=1e-5))
 qwen2_5_0_5b = sized(QWEN2, _0_5b(max_seq_len=32_768))
 qwen2_5_1_5b = sized(QWEN2, _1_5b())
 qwen2_5_3b = sized(

@@ -42,7 +42,8 @@ def out_of_scope(config: dict[str, Any]) -> str | None:
     recurrent, multimodal, encoder = _KINDS
     for kind, names in _KINDS.items():
         if model_type in names.split():
-            text = _TEXT_ALONE.get(str(model_type))
+            text, inner = _TEXT_ALONE.get(str(model_type)), config.get("text_config")
+            text = inner.get("model_type", text) if text and isinstance(inner, dict) else text
             return f"{kind} (its text model alone, {text!r}, is not)" if text else kind
     layer_types = config.get("layer_types")
     if any(key in config for key in _FRIENDS):

@@ -78,10 +78,11 @@ def load_weights(
     for ours, pieces in sorted(wanted.items(), key=lambda item: order[tensors[item[1][0].hub].file]):
         found += fill(parameters[ours], pieces, tensors)
     if found:
-        raise _not_finite(where, found)
+        raise not_finite(where, found)
 
 
-def _not_finite(where: str, found: Mapping[tuple[str, str], int]) -> WeightsError:
+def not_finite(where: str, found: Mapping[tuple[str, str], int]) -> WeightsError:
+    """The error that says how many numbers of which tensors are none; see `not_finite_in`."""
     rows = [f"{name}: {count:,} {what}" for (name, what), count in found.items()]
     shown = rows[:_MAX_ROWS] + (["..."] if len(rows) > _MAX_ROWS else [])
     fix = "get the file again (`torchmask download REPO --force` replaces it); a model that diverged cannot be mended"
@@ -129,12 +130,12 @@ def fill(parameter: Tensor, pieces: Iterable[Piece], tensors: Mapping[str, FileT
             filled.copy_(block.as_ours(source))
             # The least and the greatest are NaN if any is, at a tenth of what `isfinite` on all of them takes.
             if not torch.stack(filled.aminmax()).isfinite().all():
-                for what, count in _not_finite_in(source, filled):
+                for what, count in not_finite_in(source, filled):
                     found[block.hub, what] += count
     return found
 
 
-def _not_finite_in(source: Tensor, filled: Tensor) -> Iterator[tuple[str, int]]:
+def not_finite_in(source: Tensor, filled: Tensor) -> Iterator[tuple[str, int]]:
     """What a block of a file, and what became of it, hold that is no number; with how often, if ever."""
     not_a_number, infinite, all_of_them = (int(x.sum()) for x in (source.isnan(), source.isinf(), ~filled.isfinite()))
     dtype = str(filled.dtype).removeprefix("torch.")
@@ -191,11 +192,25 @@ def init_weights(model: nn.Module, *, seed: int, std: float = 0.02) -> None:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one file of safetensors; whoever may read a new file of this process may read it."""
+    """Writes one file of safetensors, equal bytes for equal tensors; who may read new files may read it."""
     save_file(dict(tensors), file, metadata={"format": "pt", **(metadata or {})})
+    if metadata:
+        _sort_metadata(file)
     mask = os.umask(0)  # it cannot be asked for without being set
     os.umask(mask)
     file.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
+
+
+def _sort_metadata(file: Path) -> None:
+    """Puts a file's metadata in the order of their names: safetensors writes them in another order each time."""
+    with file.open("r+b") as f:
+        length = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "only the order changes; blanks fill the end"
+        f.seek(8)
+        f.write(text.ljust(length))
 
 
 def save_weights(

@@ -3,7 +3,6 @@
 from torchmask.modules.attention_mask import AttentionMask, build_attention_mask, may_attend
 from torchmask.modules.decoder import Decoder, DecoderLayer
 from torchmask.modules.kv_cache import KVCache
-from torchmask.modules.lora import LoRA
 from torchmask.modules.loss import linear_cross_entropy
 from torchmask.modules.rope_scaling import (
     DynamicRopeScaling,
@@ -23,7 +22,6 @@ __all__ = [
     "KVCache",
     "LinearRopeScaling",
     "Llama3RopeScaling",
-    "LoRA",
     "LongRopeScaling",
     "MoESpec",
     "YarnRopeScaling",

@@ -49,13 +49,14 @@ class SelfAttention(nn.Module):
         self.register_parameter("sinks", nn.Parameter(torch.zeros(spec.num_heads)) if spec.attn_sinks else None)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: AttentionMask, cache: "LayerCache | None" = None
+        self, x: Tensor, rope: tuple[Tensor, ...] | None, mask: AttentionMask, cache: "LayerCache | None" = None
     ) -> Tensor:
         """Attended values.
 
         Args:
             x: [B, T, D].
-            rope: cosines and sines of `rope_cos_sin`; None = nothing is rotated.
+            rope: cosines and sines of `rope_cos_sin`, of queries and again of keys where they differ; None = nothing is
+                rotated.
             mask: of this forward pass and kind of layer.
             cache: keys and values of earlier slots; this call's are appended.
 
@@ -69,12 +70,12 @@ class SelfAttention(nn.Module):
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+            q, k = apply_rope(q, *rope[:2]), apply_rope(k, *rope[-2:])
         if cache is not None:
             k, v = cache.append(k, v)
         slopes = alibi_slopes(self.num_heads, q.device) if self.alibi else None
         rule = ScoreRule(self.scale, self.softcap, slopes, self.alibi_scale, self.alibi_rounded)
-        out = attend_by_rule(q, k, v, mask, rule, sinks=self.sinks)
+        out = attend(q, k, v, mask, rule, sinks=self.sinks)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -100,32 +101,22 @@ def attend(
     k: Tensor,
     v: Tensor,
     mask: AttentionMask,
+    rule: ScoreRule | None = None,
     *,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scores) v under `mask`; see `ScoreRule` for what the scores are. Windows are the mask's business.
+    """softmax(scores) v under `mask`, by the kernel that the mask was built for. Windows are the mask's business.
 
     Args:
         q: [B, H, T, C].
         k, v: [B, K, S, C], K divides H.
-        scale: of q k^T; None = 1 / sqrt(C).
-        softcap: scores are squeezed into -softcap .. softcap, before any bias.
-        alibi_slopes: [H]; scores fall by these a position of distance.
+        rule: what the scores are; None = products by 1 / sqrt(C).
         sinks: [H]; the score of a further key that everyone sees and whose value is 0 (arXiv 2508.10925, section 2.3).
 
     Returns:
         [B, H, T, C].
     """
-    return attend_by_rule(q, k, v, mask, ScoreRule(scale, softcap, alibi_slopes), sinks=sinks)
-
-
-def attend_by_rule(
-    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rule: ScoreRule, *, sinks: Tensor | None = None
-) -> Tensor:
-    """`attend` with all that a rule can say."""
+    rule = rule or ScoreRule()
     if mask.parts is not None:
         return _attend_parts(q, k, v, mask.parts, rule, sinks=sinks)
     if mask.documents is not None:

@@ -25,7 +25,8 @@ from torchmask.modules.rope_scaling import BY_LENGTH, RopeScaling
 from torchmask.modules.spec import DecoderSpec
 
 AttentionBackend = Literal["auto", "dense", "sdpa", "flex", "varlen"]
-CosSin = tuple[Tensor, Tensor]
+CosSin = tuple[Tensor, ...]
+"""As `SelfAttention.forward` takes them."""
 
 
 class DecoderLayer(nn.Module):
@@ -166,12 +167,17 @@ class Decoder(nn.Module):
         lengths = None
         if any(isinstance(scaling, BY_LENGTH) for _, scaling in filter(None, kinds)):
             lengths = document_lengths_of_slots(positions, visible_until)
-        return {
+        ropes: dict[tuple[float, RopeScaling | None] | None, CosSin] = {
             (base, scaling): rope_cos_sin(
                 positions, spec.rope_dim or spec.head_dim, base=base, scaling=scaling, dtype=dtype, lengths=lengths
             )
             for base, scaling in filter(None, kinds)
         }
+        if spec.query_growth_length is None:
+            return ropes
+        steps = (positions // spec.query_growth_length)[:, None, :, None].to(torch.promote_types(dtype, torch.float32))
+        growth = (1 + spec.query_growth * steps.log1p()).to(dtype)  # [B, 1, T, 1]
+        return {kind: (cos * growth, sin * growth, cos, sin) for kind, (cos, sin) in ropes.items()}
 
     def _masks(
         self,

@@ -39,7 +39,7 @@ def rope_cos_sin(
     if isinstance(scaling, BY_LENGTH):
         if lengths is None:
             lengths = (positions.amax(-1, keepdim=True) + 1).expand_as(positions)
-        inv_freq = scaling.of_lengths(inv_freq, base, lengths)[:, None]  # [B, 1, T, R/2]
+        inv_freq = scaling.of_lengths(inv_freq, base, lengths, dim=dim)[:, None]  # [B, 1, T, R/2]
     elif scaling is not None:
         inv_freq = scaling(inv_freq, base)
     at_least_fp32 = torch.promote_types(dtype, torch.float32)

@@ -99,11 +99,12 @@ class LongRopeScaling:
     original_max_seq_len: int
     attention_factor: float
 
-    def of_lengths(self, inv_freq: Tensor, base: float, lengths: Tensor) -> Tensor:
+    def of_lengths(self, inv_freq: Tensor, base: float, lengths: Tensor, *, dim: int) -> Tensor:
         """Frequencies of every slot, [B, T, C/2] fp32.
 
         Args:
             lengths: [B, T] int64, tokens of each slot's document.
+            dim: the number of channels that frequencies are counted by; one more rotates where it is odd.
         """
         short, long = (inv_freq.new_tensor(factors) for factors in (self.short_factors, self.long_factors))
         is_long = (lengths > self.original_max_seq_len)[..., None]
@@ -121,9 +122,8 @@ class DynamicRopeScaling:
     original_max_seq_len: int
     attention_factor = 1.0
 
-    def of_lengths(self, inv_freq: Tensor, base: float, lengths: Tensor) -> Tensor:
+    def of_lengths(self, inv_freq: Tensor, base: float, lengths: Tensor, *, dim: int) -> Tensor:
         """Frequencies of every slot, [B, T, C/2] fp32; arguments as of `LongRopeScaling`."""
-        dim = 2 * len(inv_freq)
         lengths = lengths.clamp(min=self.original_max_seq_len).to(torch.float32)
         growth = self.factor * lengths / self.original_max_seq_len - (self.factor - 1)
         bases = base * growth ** (dim / (dim - 2))

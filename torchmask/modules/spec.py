@@ -82,6 +82,8 @@ class DecoderSpec:
         qk_norm: queries and keys are normed, each head alone or all heads together.
         attn_scale: of q k^T; None = 1 / sqrt(head_dim).
         attn_scale_by_layer: that of layer i is divided by i + 1 as well.
+        query_growth, query_growth_length: g and L; queries are times 1 + g ln(1 + p // L) at position p, as in Llama 4.
+            Only where all channels of all layers rotate.
         attn_softcap: attention scores are squeezed into -attn_softcap .. attn_softcap.
         attn_sinks: each head has a learned score that takes attention away from all keys (a key without value).
         sliding_window: how many positions back, itself included, a token of a windowed layer sees; None = everything.
@@ -128,6 +130,8 @@ class DecoderSpec:
     qk_norm: Literal["head", "full"] | None = None
     attn_scale: float | None = None
     attn_scale_by_layer: bool = False
+    query_growth: float = 0.0
+    query_growth_length: int | None = None
     attn_softcap: float | None = None
     attn_sinks: bool = False
     sliding_window: int | None = None
@@ -146,6 +150,9 @@ class DecoderSpec:
         rope_dim = self.head_dim if self.rope_dim is None else self.rope_dim
         if rotates and not 0 < rope_dim + rope_dim % 2 <= self.head_dim:
             raise ValueError(f"{rope_dim} channels of heads of {self.head_dim} cannot be rotated in pairs")
+        whole = rope_dim == self.head_dim and all(self.rope_of(i) is not None for i in range(self.num_layers))
+        if self.query_growth and (self.query_growth_length is None or not whole):
+            raise ValueError("query_growth needs query_growth_length, and all channels of all layers to rotate")
         if self.moe is not None and self.moe.experts_per_token > self.moe.num_experts:
             raise ValueError(f"experts_per_token is {self.moe.experts_per_token}, of {self.moe.num_experts} experts")
 
@@ -165,13 +172,13 @@ class DecoderSpec:
     def rope_changes_after(self) -> int | None:
         """Documents of more tokens than this rotate by frequencies that depend on their length; None = none do."""
         scalings = (self.rope_scaling, self.window_rope_scaling)
-        return next((s.original_max_seq_len for s in scalings if isinstance(s, BY_LENGTH)), None)
+        return min((s.original_max_seq_len for s in scalings if isinstance(s, BY_LENGTH)), default=None)
 
     @property
-    def rope_switches_after(self) -> int | None:
-        """Documents of more tokens than this rotate by other frequencies, all their tokens; None = there is no such."""
+    def rope_switches_after(self) -> tuple[int, ...]:
+        """Documents of more tokens than one of these rotate by other frequencies, all their tokens."""
         scalings = (self.rope_scaling, self.window_rope_scaling)
-        return next((s.original_max_seq_len for s in scalings if isinstance(s, LongRopeScaling)), None)
+        return tuple(s.original_max_seq_len for s in scalings if isinstance(s, LongRopeScaling))
 
     def attn_scale_of(self, layer: int) -> float | None:
         """What a layer multiplies q k^T with; None = 1 / sqrt(head_dim)."""

@@ -252,6 +252,10 @@ class WithAddedTokens:
         """The token as its file spells it."""
         return self._texts[id] if id in self._texts else self._inner.id_to_piece(id)
 
+    def piece_to_id(self, piece: str) -> int | None:
+        """The token that a file spells so, None where there is none."""
+        return self._ordinary[piece].id if piece in self._ordinary else self._inner.piece_to_id(piece)
+
 
 def swallow_blanks(pieces: Sequence[Piece], swallows: Mapping[str, Blanks]) -> list[Piece]:
     """The pieces without the blanks that control tokens take in, as Phi-3's `<|end|>` does with the line break after.

@@ -72,7 +72,7 @@ class _Columns:
     """Pieces as arrays: `texts` [P]; `kinds`, `turns`, `is_token`, `offsets`, `apart` [P]; `begins`, `ends` [P]."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        texts, kinds, turns, is_token, offsets, apart = zip(*pieces)
+        texts, kinds, turns, is_token, offsets, apart, _ = zip(*pieces)
         self.texts: tuple[str, ...] = texts
         # By way of bytes and arrays, which is several times as fast as numpy on tuples.
         self.kinds = np.frombuffer(bytes(kinds), np.uint8)

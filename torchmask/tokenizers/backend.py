@@ -113,6 +113,9 @@ class Backend(Protocol):
     def id_to_piece(self, id: int) -> str:
         """The token as its file spells it."""
 
+    def piece_to_id(self, piece: str) -> int | None:
+        """The token that its file spells so, control tokens left aside; None where there is none."""
+
 
 # HTML tags are ordinary vocabulary in Gemma, although they are added tokens of the same shape as control tokens.
 _HTML = r"/?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code)"

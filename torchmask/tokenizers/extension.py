@@ -17,7 +17,8 @@ def new_tokens(texts: Sequence[str] | str, backend: Backend, *, special: bool) -
     """The texts as tokens behind the vocabulary, those left out that are added or control tokens already.
 
     Raises:
-        ConfigError: C03, not a list of texts; C13, an empty one; C09, a control token that is ordinary vocabulary.
+        ConfigError: C03, not a list of texts; C13, an empty one; C09, a control token that is ordinary vocabulary, or a
+            name that the vocabulary has for another text.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     held = {**backend.specials, **backend.markers}
@@ -39,6 +40,15 @@ def new_tokens(texts: Sequence[str] | str, backend: Backend, *, special: bool) -
                     fix=f"choose a text that nobody types, such as '<|{text.strip('<|>')}|>'",
                 )
             continue
+        id = backend.piece_to_id(text)
+        if id is not None:
+            raise ConfigError(
+                "C09",
+                f"{text!r} is how the tokenizer's file spells a token that it has already (id {id}, in a text "
+                f"{backend.decode([id])!r}), so no other token can have that name",
+                where="add_tokens",
+                fix="write the token as it stands in texts, or choose another name",
+            )
         tokens.append(AddedToken(text, backend.vocab_size + len(tokens), special=special))
     return tokens
 

@@ -27,12 +27,13 @@ from torchmask.tokenizers.json_files import read_json
 from torchmask.tokenizers.library_state import split_pattern, with_split_pattern
 from torchmask.tokenizers.sentencepiece_model import SentencePieceModel
 from torchmask.tokenizers.tekken import tekken, tekken_pattern
+from torchmask.tokenizers.template_files import template_files
 from torchmask.tokenizers.tiktoken_ranks import is_tiktoken_file, llama3_ranks
 from torchmask.tokenizers.tokenizer_json import TokenizerJson
 from torchmask.tokenizers.vocabulary_files import byte_level_bpe
 
 TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json + merges.txt")
-CONFIG_FILES = (CONFIG_FILE, MAP_FILE, ADDED_FILE, "chat_template.jinja", "chat_template.json")
+CONFIG_FILES = (CONFIG_FILE, MAP_FILE, ADDED_FILE, "chat_template.json")
 
 # Used only where neither a configuration nor the model file says which token is which.
 _USUAL_NAMES = {
@@ -76,7 +77,8 @@ def open_backend(folder: Path) -> tuple[Backend, list[Path]]:
     opened = _open_json(folder, named) or _open_beside(folder, named)
     if opened is not None:
         backend, files = opened
-        return backend, [*files, *(folder / name for name in CONFIG_FILES if (folder / name).is_file())]
+        configuration = (folder / name for name in CONFIG_FILES if (folder / name).is_file())
+        return backend, [*files, *configuration, *template_files(folder)]
     found = sorted(path.name for path in folder.iterdir())
     raise ConfigError(
         "C11",
@@ -192,7 +194,7 @@ def read_roles(folder: Path, backend: Backend) -> Roles:
             text = named[key].get("content") if isinstance(named[key], dict) else named[key]
             return None if text is None else _id_of(text, key, tokens, backend, folder)
         for config in (generation, model):
-            ids = _ids(config.get(f"{key}_id"))
+            ids = _ids(config.get(f"{key}_id"), f"{key}_id", folder)
             if ids:
                 return ids[0]
         if of_model_file is not None:
@@ -202,9 +204,11 @@ def read_roles(folder: Path, backend: Backend) -> Roles:
     bos, eos, pad = (role(name, text) for name, text in
                      (("bos", backend.bos), ("eos", backend.eos), ("pad", backend.pad)))  # fmt: skip
     stops = (
-        _ids(generation.get("eos_token_id")) or _ids(model.get("eos_token_id")) or [tokens[t] for t in backend.stops]
+        _ids(generation.get("eos_token_id"), "eos_token_id", folder)
+        or _ids(model.get("eos_token_id"), "eos_token_id", folder)
+        or [tokens[t] for t in backend.stops]
     )
-    stops = [*_ids(eos), *stops]
+    stops = [*([] if eos is None else [eos]), *stops]
     return Roles(bos, eos, pad, tuple(dict.fromkeys(stops)), _adds_bos(bos, backend, named.get("add_bos_token")))
 
 
@@ -221,9 +225,16 @@ def _adds_bos(bos: int | None, backend: Backend, said: bool | None) -> bool:
     return True if said is None else bool(said)
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    """A configuration's id, ids or nothing, as a list; ids below 0 mean that there is none."""
+def _ids(value: int | list[int] | None, key: str, folder: Path) -> list[int]:
+    """A configuration's id, ids or nothing, as a list; ids below 0 mean that there is none.
+
+    Raises:
+        ConfigError: C10, it is something else.
+    """
     ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(id, int) for id in ids):
+        message = f"{key} of generation_config.json or config.json is {value!r}, expected an id or a list of ids"
+        raise ConfigError("C10", message, where=str(folder))
     return [id for id in ids if id >= 0]
 
 

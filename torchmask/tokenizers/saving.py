@@ -43,8 +43,10 @@ def write_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     generation = source / GENERATION_FILE  # names the tokens that end generation
     for file in [*files, *([generation] if generation.is_file() else [])]:
-        if file.resolve() != (folder / file.name).resolve():
-            shutil.copyfile(file, folder / file.name)
+        copy = folder / file.relative_to(source)  # additional chat templates are in a folder of their own
+        if file.resolve() != copy.resolve():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
     config: dict[str, Any] = {}
     if chat_format is not None:
         config[CHAT_FORMAT_KEY] = chat_format

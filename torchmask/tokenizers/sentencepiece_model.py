@@ -152,6 +152,11 @@ class SentencePieceModel:
         """The token as the file spells it."""
         return self._pieces[id]
 
+    def piece_to_id(self, piece: str) -> int | None:
+        """The token that the file spells so, None where there is none."""
+        id: int = self._model.piece_to_id(piece)
+        return id if self._pieces[id] == piece and piece not in self.specials else None
+
 
 def _user_markers_as_control(data: bytes) -> tuple[bytes, list[str]]:
     """The model with its marker-like user-defined pieces typed as control pieces, and their texts."""

@@ -80,6 +80,11 @@ def with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
     return _with_functions(message, change)
 
 
+def without_empty_content(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with None for a content that is empty beside calls, as OpenAI's API has it."""
+    return {**message, "content": None} if "tool_calls" in message and message["content"] == "" else message
+
+
 def _marked(messages: _Messages, marks: dict[tuple[int, int], str], parts: Sequence[str]) -> list[dict[str, Any]]:
     """The messages with each call's mark at the end of these parts of it."""
     result = []

@@ -12,40 +12,23 @@ A template for which this does not hold is refused; its masks would be guesses.
 """
 
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from torchmask.errors import DataError
 from torchmask.messages import Message
 from torchmask.tokenizers.formats import NATIVE_FORMATS, Tools
-from torchmask.tokenizers.json_files import read_json
 from torchmask.tokenizers.pieces import Piece
 from torchmask.tokenizers.sandbox import RefusedByTemplate, compile_template
 from torchmask.tokenizers.shield import Shield, alternatives
-from torchmask.tokenizers.template_calls import ends_of_calls, with_arguments_as_text
+from torchmask.tokenizers.template_calls import ends_of_calls, with_arguments_as_text, without_empty_content
 from torchmask.tokenizers.template_probe import TemplateProbe
+from torchmask.tokenizers.template_texts import find_texts
 from torchmask.tokenizers.tool_calls import check_arguments, with_parsed_arguments
-from torchmask.tokenizers.turns import Span, Token, Turn, cut_into_pieces, in_text_order, marked_text, ways_to_mark
-
-
-def read_templates(folder: Path) -> dict[str, str]:
-    """The chat templates of a folder by name (`default`, `tool_use`, ...); empty where it has none."""
-    alone = folder / "chat_template.jinja"
-    if alone.is_file():
-        return {"default": alone.read_text(encoding="utf-8")}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        template = read_json(folder / name).get("chat_template")
-        if isinstance(template, str):
-            return {"default": template}
-        if isinstance(template, list):
-            return {entry["name"]: entry["template"] for entry in template}
-    return {}
+from torchmask.tokenizers.turns import Token, Turn, cut_into_pieces, in_text_order
 
 
 class TemplateFormat:
@@ -99,13 +82,13 @@ class TemplateFormat:
         shown_tools = shield.hide(list(tools), self._any_control) if tools else None
         self._refuse_dropped_reasoning(messages)
         plain, text = self._written(messages, shown_tools, add_generation_prompt, shield)
-        self._refuse_dropped_calls(plain, shown_tools, add_generation_prompt, text)
-        turns = self._find_texts(plain, shown_tools, add_generation_prompt, text, shield)
+        render = partial(self._render, tools=shown_tools, add_generation_prompt=add_generation_prompt)
+        key = (self._probe.reasoning_key or "") if any(len(message) > 2 for message in plain) else ""
+        turns = find_texts(plain, render, text, shield, reasoning_key=key)
         for message, turn in zip(messages, turns, strict=True):
             if turn.reasoning is not None:
                 turn.reasoning = turn.reasoning._replace(offset=turn.reasoning.offset + len(message.text))
         if any(message.tool_calls for message in messages):
-            render = partial(self._render, tools=shown_tools, add_generation_prompt=add_generation_prompt)
             for i, place in ends_of_calls(plain, render, text, shield, where=self._where).items():
                 turns[i].calls_end = place
                 if place is None and trained[i] and not add_generation_prompt:
@@ -114,7 +97,7 @@ class TemplateFormat:
         for i, message in enumerate(messages):
             if message.role == "assistant":
                 strict = trained[i] and not add_generation_prompt
-                turns[i].begin = self._begin_of_answer(plain, i, shown_tools, text, turns[i], tokens, strict)
+                turns[i].begin = self._begin_of_answer(plain, i, shown_tools, text, turns, tokens, strict)
             elif (content := turns[i].content) is not None:
                 turns[i].begin = content.start
             elif trained[i] and message.text.strip() and not add_generation_prompt:
@@ -144,19 +127,24 @@ class TemplateFormat:
     ) -> tuple[list[dict[str, Any]], str]:
         """The messages as the template is given them, and what it writes.
 
-        Calls have their arguments as an object, for templates that fail on one (DeepSeek's) as JSON text.
+        Templates differ in how they expect calls: with arguments as an object or as JSON text (DeepSeek's), in a
+        message of empty content or of none (`content is none`, DeepSeek's again). The first way that is written counts.
         """
         plain = [self._as_dict(message, shield) for message in messages]
-        try:
+        if not any(message.tool_calls for message in messages):
             return plain, self._render(plain, tools, add_generation_prompt)
-        except DataError as error:
-            if error.id != "D14" or not any(message.tool_calls for message in messages):
-                raise
-            as_text = [with_arguments_as_text(message) for message in plain]
+        failure: DataError | None = None
+        for has_text, has_content in ((False, True), (True, True), (False, False), (True, False)):
+            shown = [with_arguments_as_text(message) for message in plain] if has_text else plain
+            shown = shown if has_content else [without_empty_content(message) for message in shown]
             try:
-                return as_text, self._render(as_text, tools, add_generation_prompt)
-            except DataError:
-                raise error from None
+                text = self._render(shown, tools, add_generation_prompt)
+                self._refuse_dropped_calls(shown, tools, add_generation_prompt, text)
+                return shown, text
+            except DataError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
 
     def _as_dict(self, message: Message, shield: Shield) -> dict[str, Any]:
         """The message as templates expect it, shielded."""
@@ -222,45 +210,6 @@ class TemplateFormat:
                 where=self._where,
             ) from None
 
-    def _find_texts(
-        self, plain: Sequence[dict[str, Any]], tools: Tools, add_generation_prompt: bool, text: str, shield: Shield
-    ) -> list[Turn]:
-        """Where each message's content and reasoning are in `text`, found with marks in a second rendering.
-
-        Marks stand around the whole text, or inside the blanks at its ends for templates that strip these.
-        """
-        turns = [Turn(None) for _ in plain]
-        key = self._probe.reasoning_key if any(len(message) > 2 for message in plain) else None
-        places = [(i, name) for i, message in enumerate(plain) for name in ("content", key) if name in message]
-        if not places:
-            return turns
-        texts: list[str] = [plain[i][name] for i, name in places]
-        marks = [(shield.fresh(), shield.fresh()) for _ in places]
-        any_mark = re.compile("[" + "".join(first + last for first, last in marks) + "]")
-        with_marks = ""
-        parts: list[tuple[int, int]] = []
-        for parts in ways_to_mark(texts):
-            marked = [dict(message) for message in plain]
-            for (i, name), content, part, pair in zip(places, texts, parts, marks, strict=True):
-                marked[i][name] = marked_text(content, *part, *pair)
-            try:
-                with_marks = self._render(marked, tools, add_generation_prompt)
-            except DataError:
-                continue
-            if any_mark.sub("", with_marks) == text:
-                break
-        else:
-            return turns  # the template looks into the text, and the marks are in its way
-        positions: dict[str, list[int]] = {mark: [] for pair in marks for mark in pair}
-        for num_before, found in enumerate(any_mark.finditer(with_marks)):
-            positions[found[0]].append(found.start() - num_before)
-        for (i, name), content, (begin, end), (first, last) in zip(places, texts, parts, marks, strict=True):
-            starts, ends = positions[first], positions[last]
-            if len(starts) == len(ends) == 1 and text[starts[0] : ends[0]] == content[begin:end]:
-                span = Span(starts[0], ends[0], begin)
-                turns[i] = replace(turns[i], content=span) if name == "content" else replace(turns[i], reasoning=span)
-        return turns
-
     def _find_tokens(self, text: str, turns: Sequence[Turn], messages: Sequence[Message]) -> list[Token]:
         """The control tokens of the rendering: the template's own, and those that an assistant may write itself."""
         areas: list[tuple[int, int, Any]] = []
@@ -286,17 +235,25 @@ class TemplateFormat:
         index: int,
         tools: Tools,
         text: str,
-        turn: Turn,
+        turns: Sequence[Turn],
         tokens: Sequence[Token],
         strict: bool,
     ) -> int | None:
         """Where the tokens that a model would generate for this turn begin."""
+        turn = turns[index]
         try:
             prompt = self._render(plain[:index], tools, True)
             cause = "the prompt that generation would be fed is not how the whole conversation begins"
         except DataError as error:
             prompt, cause = None, f"the messages before it cannot be rendered alone ({error.message})"
+        if index == 0 and not (prompt and prompt.endswith(self._probe.added) and text.startswith(prompt)):
+            prompt = None  # many templates write no prompt for what nobody has asked
         if prompt is None or not text.startswith(prompt):
+            begin = self._behind_header(text, turns, index, tokens) if prompt is not None or index == 0 else None
+            may_differ = not strict or index + 1 < len(turns) or prompt is None
+            if begin is not None and (may_differ or self._only_opens(prompt or "", text, begin)):
+                turn.served = prompt is None
+                return begin
             if strict:
                 raise self._cannot_locate(index, plain, cause)
             return turn.content.start if turn.content else None
@@ -305,6 +262,30 @@ class TemplateFormat:
             if header:  # the template knows no generation prompt, but what it wrote is the turn's header all the same
                 return min(span.start for span in turn.own)
         return len(prompt)
+
+    def _behind_header(self, text: str, turns: Sequence[Turn], index: int, tokens: Sequence[Token]) -> int | None:
+        """Where the header of an answer ends, for templates that write it otherwise than they write the prompt.
+
+        Its header is the last one in front of what is located of the answer. None where there is none of its own.
+        """
+        turn = turns[index]
+        header = self._probe.header if index else self._probe.added  # nobody has typed anything in front of the first
+        places = [*(span.start for span in turn.own), *([] if turn.calls_end is None else [turn.calls_end])]
+        if not header or not places:
+            return None
+        opening = self._only_writable.search(header) if self._only_writable else None
+        without = header[: opening.start()] if opening else header
+        first = min(places)
+        begin = text.rfind(without, 0, first)
+        before = [span.end for other in turns[:index] for span in other.own if span.start < first]
+        is_other = any(begin < token.start < first and token.text in self._ends for token in tokens)
+        if begin < 0 or not without or is_other or begin < max(before, default=0):
+            return None
+        return begin + len(header if text.startswith(header, begin) else without)
+
+    def _only_opens(self, prompt: str, text: str, begin: int) -> bool:
+        """Whether all that a prompt has more than a rendering up to `begin` is the thinking that it opens."""
+        return text[:begin] == prompt[:begin] and self._probe.header.endswith(prompt[begin:])
 
     def _find_ends(
         self,

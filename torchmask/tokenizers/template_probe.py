@@ -83,12 +83,16 @@ class TemplateProbe:
     @cached_property
     def header(self) -> str:
         """What a generation prompt adds; empty where that is nothing, or text that anybody may type."""
+        return self.added if self._tokens(self.added) else ""
+
+    @cached_property
+    def added(self) -> str:
+        """What a generation prompt adds to a question."""
         try:
             whole, without = (self._render([_QUESTION], None, prompt) for prompt in (True, False))
         except DataError:
             return ""
-        added = whole.removeprefix(without)
-        return added if whole.startswith(without) and self._tokens(added) else ""
+        return whole.removeprefix(without) if whole.startswith(without) else ""
 
     def _tokens(self, text: str) -> list[re.Match[str]]:
         return list(self._control.finditer(text)) if self._control else []

@@ -169,6 +169,13 @@ class TiktokenRanks:
             return self._names[id]
         return self._encoding.decode_single_token_bytes(id - self._first_id).decode(errors="backslashreplace")
 
+    def piece_to_id(self, piece: str) -> int | None:
+        """The token that the file spells so, None where there is none."""
+        try:
+            return self._encoding.encode_single_token(piece.encode()) + self._first_id
+        except KeyError:
+            return None
+
 
 def llama3_ranks(path: Path) -> TiktokenRanks:
     """Llama-3's `tokenizer.model`.

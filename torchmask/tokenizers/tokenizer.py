@@ -26,7 +26,8 @@ from torchmask.tokenizers.pieces import Piece
 from torchmask.tokenizers.saving import CHAT_FORMAT_KEY, write_tokenizer
 from torchmask.tokenizers.shield import alternatives
 from torchmask.tokenizers.sketches import Sketch, Sketcher
-from torchmask.tokenizers.template_format import TemplateFormat, read_templates
+from torchmask.tokenizers.template_files import read_templates
+from torchmask.tokenizers.template_format import TemplateFormat
 
 
 def from_pretrained(

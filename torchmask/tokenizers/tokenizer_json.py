@@ -277,6 +277,11 @@ class TokenizerJson:
             return next((text for text, token in self._hidden.items() if hidden_text(token.id) == piece), piece)
         return piece
 
+    def piece_to_id(self, piece: str) -> int | None:
+        """The token that the file spells so, None where there is none."""
+        held = piece in self.specials or piece in self.markers
+        return None if held else self._tokenizer.token_to_id(piece)
+
 
 def _is_marker(token: Any) -> bool:
     return looks_like_marker(token.content)

@@ -11,7 +11,10 @@ from torchmask.tokenizers.shield import Shield
 
 
 class Span(NamedTuple):
-    """Characters `[start, end)` of a rendering that are a message's own from its character `offset` on."""
+    """Characters `[start, end)` of a rendering that are a message's own from its character `offset` on.
+
+    An offset of -1 is that of a text of which the template has dropped the beginning.
+    """
 
     start: int
     end: int
@@ -38,6 +41,7 @@ class Turn:
             message is nowhere.
         end: where that part ends.
         end_token: the token that ends the turn, if there is one.
+        served: whether the text in front of `begin` is what generation would be fed.
     """
 
     content: Span | None
@@ -46,6 +50,7 @@ class Turn:
     begin: int | None = None
     end: int = 0
     end_token: Token | None = None
+    served: bool = True
 
     @property
     def own(self) -> list[Span]:
@@ -86,11 +91,12 @@ def cut_into_pieces(
 
         if current >= 0 and start < turns[current].end:
             offset = _offset_in_content(text, start, turns[current], shield)
-            pieces.append(Piece(words, TokenKind.CONTENT, current, is_token, offset))
+            served = turns[current].served
+            pieces.append(Piece(words, TokenKind.CONTENT, current, is_token, offset, served=served))
         elif current >= 0 and token is not None and token == turns[current].end_token:
             is_trailing = True
             if messages[current].eot:
-                pieces.append(Piece(words, TokenKind.END_OF_TURN, current, True))
+                pieces.append(Piece(words, TokenKind.END_OF_TURN, current, True, served=turns[current].served))
         elif is_trailing and not is_token and end < next_begin:
             is_trailing = False
             if messages[current].eot:
@@ -105,23 +111,27 @@ def cut_into_pieces(
 def _offset_in_content(text: str, start: int, turn: Turn, shield: Shield) -> int:
     """Where in what the message says itself a place in the rendering is; -1 where the template wrote that place."""
     for span in turn.own:
-        if span.start <= start < span.end:
+        if span.start <= start < span.end and span.offset >= 0:
             return span.offset + len(shield.show(text[span.start : start]))
     return -1
 
 
 def ways_to_mark(contents: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """Which part of each text to put between marks, in order of preference; an empty part at -1 means no marks."""
+    """Which part of each text to put between marks, in order of preference; an empty part at -1 means no marks.
+
+    Templates may test for empty text, so there is each way with marks around such, and without.
+    """
     whole = [(0, len(content)) for content in contents]
     stripped = [(len(content) - len(content.lstrip()), len(content.rstrip())) for content in contents]
     cores = [(begin, max(begin, end)) for begin, end in stripped]
-    not_empty = [
-        (begin, end) if end > begin else (-1, -1) for begin, end in stripped
-    ]  # templates may test for empty text
     ways: list[list[tuple[int, int]]] = []
-    for way in (whole, cores, not_empty):
+    for way in (whole, _but_empty(whole), cores, _but_empty(cores)):
         ways += [way] if way not in ways else []
     return ways
+
+
+def _but_empty(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(begin, end) if end > begin else (-1, -1) for begin, end in parts]
 
 
 def marked_text(content: str, begin: int, end: int, first: str, last: str) -> str:

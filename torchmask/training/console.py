@@ -135,7 +135,7 @@ class Console:
         facts = _outcome(folder)
         if self._pace is not None:
             facts.append(("time", format_duration(self._pace.seconds)))
-        files = ("final", "checkpoints", "loss.png", "masks.html", "ledger.json", METRICS_FILE, "logs")
+        files = ("final", "adapter", "checkpoints", "loss.png", "masks.html", "ledger.json", METRICS_FILE, "logs")
         facts += [("files", f"{folder}/")]
         facts += [
             ("", f"  {name}{'/' if (folder / name).is_dir() else ''}") for name in files if (folder / name).exists()

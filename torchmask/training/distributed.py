@@ -57,9 +57,12 @@ def clip_grad_norm(model: nn.Module, max_norm: float | None) -> Tensor:
 
 
 def model_tensors(model: Decoder) -> dict[str, Tensor]:
-    """The live parameters by name, whole or sharded, each once (a tied head is the embedding)."""
-    once = {name for name, _ in model.named_parameters()}
-    return {name: tensor for name, tensor in model.state_dict().items() if name in once}
+    """The trained parameters by name, live, whole or sharded, each once (a tied head is the embedding).
+
+    Frozen ones are not among them: they are where they came from.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trained}
 
 
 @contextmanager

@@ -56,6 +56,11 @@ class Run:
         """The exported model, in Hugging Face layout."""
         return self.output_dir / "final"
 
+    @property
+    def adapter_dir(self) -> Path:
+        """The exported adapters of a run with `lora`, in PEFT's layout."""
+        return self.output_dir / "adapter"
+
     def agree(self, *values: float) -> list[float]:
         """The sum of each value over all ranks, through one all-reduce on the CPU (no device is waited for)."""
         if self.mesh is None:
@@ -163,7 +168,7 @@ def _take_folder(run: Run, *, resume: bool) -> IO[str] | None:
 def _check_and_lock(run: Run, *, resume: bool) -> IO[str]:
     run.output_dir.mkdir(parents=True, exist_ok=True)
     held = sorted(p.name for p in run.checkpoints_dir.glob("step-*"))
-    held += ["final"] if run.final_dir.exists() else []
+    held += [folder.name for folder in (run.final_dir, run.adapter_dir) if folder.exists()]
     if held and not resume:
         raise ConfigError(
             "K05",

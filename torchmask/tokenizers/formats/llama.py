@@ -49,7 +49,7 @@ def llama2(messages: Sequence[Message], tools: Tools, add_generation_prompt: boo
             pieces += [token("<s>", i), Piece("[INST] ", STRUCTURE, i)]
             if system and i == 1:
                 pieces += [Piece("<<SYS>>\n", STRUCTURE, 0), *said(messages[0], 0, messages[0].text, 0)]
-                pieces.append(Piece("\n<</SYS>>\n\n", STRUCTURE, 0))
+                pieces.append(Piece("\n<</SYS>>" + ("\n\n" if message.text.strip() else ""), STRUCTURE, 0))
                 pieces += said(message, i, message.text.rstrip(), 0)
             else:
                 pieces += stripped(message, i)
