@@ -124,7 +124,7 @@ def main(cfg: Config) -> None:
                 stop_ids=tokenizer.stop_ids,
                 prefix=cfg.prefix,
                 first_index=first,
-                on_token=show_as_it_comes(stream) if is_streamed else watch_for(cfg.stop, tokenizer),
+                on_token=show_as_it_comes(stream) if is_streamed else watch_for(cfg.stop, tokenizer, batch),
             )
             for number, (prompt, tokens) in enumerate(zip(batch, completions), first + 1):
                 record = record_of(cfg, model, tokenizer, prompt, tokens)
@@ -240,9 +240,9 @@ def show_as_it_comes(stream: TextStream) -> OnToken:
     return show
 
 
-def watch_for(texts: list[str], tokenizer: Tokenizer) -> OnToken | None:
+def watch_for(texts: list[str], tokenizer: Tokenizer, prompts: list[Prompt]) -> OnToken | None:
     """Ends completions at the texts of `stop`; tokens are not looked at where there are none."""
-    return stop_on_text(tokenizer, texts) if texts else None
+    return stop_on_text(tokenizer, texts, contexts=[context_of(prompt) for prompt in prompts]) if texts else None
 
 
 def title(prompt: Prompt) -> str:

@@ -21,8 +21,8 @@ class LoRA:
     alpha: float = 32.0  # their product is scaled by alpha / rank
     rank_stabilized: bool = False  # by alpha / sqrt(rank) instead
     dropout: float = 0.0  # share of an adapter's inputs that are left out in training
-    targets: list[str] | None = None  # linear layers by name, such as q_proj; null = all but the head and routers
-    also_train: list[str] = field(default_factory=list)  # trained whole, by name: embed_tokens, lm_head, norm, ...
+    targets: list[str] | None = None  # linear layers by name, such as q_proj; null = all of them
+    also_train: list[str] = field(default_factory=list)  # trained whole: embed_tokens, lm_head, norm and other norms
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -33,7 +33,8 @@ class Message:
     Args:
         role: `system`, `user`, `assistant` or `tool`.
         content: the text, or a list of parts `{"type": "text", "text": ...}`, each of which may say for itself
-            `masked`, `train`, `weight` and `visible`, and may have a `name` for span rules.
+            `masked`, `train`, `weight` and `visible`, and may have a `name` for span rules. None beside `tool_calls`,
+            which is OpenAI's way, is an empty text.
         masked: True = no token of it is trained, False = its content and end of turn are, None = the masking strategy
             decides (the assistant's are trained).
         ipython: the assistant's text is code for a tool to run (Llama-3's `<|python_tag|>`).
@@ -63,6 +64,10 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     reasoning: str | dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and self.tool_calls:
+            self.content = ""
 
     @property
     def text(self) -> str:

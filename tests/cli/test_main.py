@@ -47,17 +47,6 @@ def test_ls_groups_configurations_under_their_recipe(built_in, capsys):
     assert len({line.index(word) for line, word in zip(lines, ["WHAT", "Fine", "answers", "of no"])}) == 1  # aligned
 
 
-def test_ls_models_shows_every_family_with_its_builders(capsys):
-    from torchmask import models
-
-    assert main(["ls", "--models"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for name, family in models.FAMILIES.items():
-        start = next(i for i, line in enumerate(lines) if line.split()[:1] == [name])
-        assert family.title in lines[start]
-        assert models.builders_of(family)[0] in lines[start + 1]
-
-
 def test_cat_prints_the_file(built_in, capsys):
     assert main(["cat", "finetune"]) == 0
     assert capsys.readouterr().out == (built_in / "recipes" / "finetune.py").read_text()

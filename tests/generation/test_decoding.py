@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -251,6 +252,7 @@ def test_no_prompts_and_no_tokens_are_empty(model):
         {"top_p": 1.5},
         {"seed": -1},
         {"max_new_tokens": -1},
+        {"first_index": -1},
     ],
 )
 def test_options_out_of_range_are_refused_by_name(model, options):
@@ -258,6 +260,57 @@ def test_options_out_of_range_are_refused_by_name(model, options):
     with pytest.raises(ConfigError, match=name) as caught:
         generate(model, [[5]], **{"max_new_tokens": 5, **options})
     assert caught.value.id == "C13"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": "1"},
+        {"temperature": None},
+        {"top_k": 2.5},
+        {"top_k": True},
+        {"top_p": "0.5"},
+        {"seed": 1.5},
+        {"max_new_tokens": 2.5},
+        {"max_new_tokens": None},
+        {"max_seq_len": 9.0},
+        {"first_index": 0.5},
+        {"prefix": "both"},
+        {"stop_ids": [None]},
+        {"stop_ids": 5},
+        {"stop_ids": ["</s>"]},
+        {"prompts": [1, 2]},
+        {"prompts": "text"},
+        {"prompts": ["text"]},
+        {"prompts": [[1, 2.0]]},
+        {"prompts": [[True]]},
+        {"prompts": [torch.tensor([1.0])]},
+        {"prompts": [torch.tensor([[1, 2]])]},
+        {"prompts": 5},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_wrong_type_are_refused_by_name(model, options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"^{name}: ") as caught:
+        generate(model, **{"prompts": [[5]], "max_new_tokens": 5, "temperature": 1.0, **options})
+    assert caught.value.id == "C03"
+
+
+def test_arrays_and_tensors_of_integers_are_prompts(model):
+    expected = generate(model, [[5, 9], [5, 9]], max_new_tokens=5)
+    for prompts in ([torch.tensor([5, 9]), np.array([5, 9], dtype=np.int32)], torch.tensor([[5, 9], [5, 9]])):
+        assert generate(model, prompts, max_new_tokens=np.int64(5)) == expected
+    assert generate(model, [[np.int32(5), 9], (5, 9)], max_new_tokens=5) == expected
+    assert generate(model, torch.zeros(0, 3, dtype=torch.int64), max_new_tokens=5) == []
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-6])
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_the_smallest_temperatures_are_greedy(options, temperature):
+    model = from_config(TINY, seed=3)
+    greedy = generate(model, PROMPTS, max_new_tokens=5)
+    assert generate(model, PROMPTS, max_new_tokens=5, temperature=temperature, seed=0, **options) == greedy
 
 
 @pytest.mark.parametrize(
@@ -276,6 +329,79 @@ def test_logits_that_are_not_numbers_stop_the_generation():
         model.norm.weight[0] = torch.nan
     with pytest.raises(DivergedError, match="not numbers"):
         generate(model, [[5]], max_new_tokens=5)
+
+
+BROKEN_FROM = 5
+OPTIONS = {"greedy": {}, "drawn": {"temperature": 1.0, "seed": 0}, "top": {"temperature": 1.0, "top_k": 9, "seed": 0}}
+
+
+@pytest.fixture
+def breaking():
+    """Its prompts of ids below 5 are read well; what it says then is NaN to it."""
+    model = from_config({**TINY, "tie_word_embeddings": False}, seed=3)
+    with torch.no_grad():
+        model.embed_tokens.weight[BROKEN_FROM:] = torch.nan
+        model.lm_head.weight[:BROKEN_FROM] = 0
+        model.lm_head.weight[BROKEN_FROM:] *= 50  # the first token is one of these for sure
+    return model
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("listening", [False, True], ids=["alone", "told"])
+def test_logits_that_stop_being_numbers_on_the_way_stop_the_generation(breaking, options, listening):
+    told = []
+    on_token = (lambda index, token: told.append(token)) if listening else None
+    first = generate(breaking, [[1, 2]], max_new_tokens=1, **options)[0][0]
+    assert first >= BROKEN_FROM
+    with pytest.raises(DivergedError, match="not numbers") as caught:
+        generate(breaking, [[1, 2]], max_new_tokens=4, on_token=on_token, **options)
+    assert caught.value.id == "R01"
+    assert told == [first] * listening  # nothing that is no token
+
+
+def test_infinite_logits_stop_the_generation():
+    model = from_config(TINY, seed=3)
+    with torch.no_grad():
+        model.lm_head.weight[7] = torch.inf
+    with pytest.raises(DivergedError, match="not numbers"):
+        generate(model, [[5]], max_new_tokens=5)
+
+
+def test_a_row_that_has_ended_may_say_anything():
+    model = from_config(TINY, dtype=torch.float64, seed=3)
+    first, *others = generate(model, PROMPTS, max_new_tokens=6)
+    stop = first[0]
+    assert not any(stop in row for row in (*others, *PROMPTS))
+    with torch.no_grad():
+        model.embed_tokens.weight[stop] = torch.nan  # read by the first row alone, which is carried along
+    assert generate(model, PROMPTS, max_new_tokens=6, stop_ids=[stop]) == [[], *others]
+
+
+def test_one_step_waits_for_the_device_once(model, monkeypatch):
+    waits = []
+    for name in ("tolist", "item", "__bool__", "__int__", "nonzero"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, real=real: waits.append(1) or real(self))
+    counts = []
+    for num_tokens in (10, 11):
+        waits.clear()
+        generate(model, [[5, 6]], max_new_tokens=num_tokens, temperature=1.0, seed=0)
+        counts.append(len(waits))
+    assert counts[1] - counts[0] == 1
+
+
+def test_windows_are_right_after_rows_of_unequal_prompts_are_dropped():
+    config = {**TINY, "model_type": "mistral", "sliding_window": 4}
+    model = from_config(config, dtype=torch.float64, seed=3)
+    options = {"max_new_tokens": 14, "prefix": "causal"}
+    alone = [generate(model, [prompt], **options)[0] for prompt in PROMPTS]
+    for last in range(len(PROMPTS)):  # the row that goes on when all others have ended
+
+        def on_token(index, token, last=last):
+            return index != last
+
+        found = generate(model, PROMPTS, **options, on_token=on_token)
+        assert found == [row if i == last else row[:1] for i, row in enumerate(alone)]
 
 
 @pytest.mark.gpu

@@ -171,6 +171,24 @@ def test_a_stop_text_ends_a_streamed_completion_and_is_never_shown(run, checkpoi
     assert streamed == whole and again == record and stop not in streamed and record["num_tokens"] < 30
 
 
+def test_a_stop_text_that_begins_with_a_blank_ends_completions_of_a_batch_at_their_first_token(
+    run, recipe, checkpoint, tmp_path, monkeypatch
+):
+    (tmp_path / "prompts.txt").write_text("Once\nOne day\n")
+    options = {"prompts_file": str(tmp_path / "prompts.txt"), "max_new_tokens": 30, "stop": [" n"]}
+    lengths = []
+
+    def saying_n(model, prompts, *, on_token, max_new_tokens, **_):
+        """Completions of ▁n alone, until each is ended."""
+        lengths.extend(next(n for n in range(1, 31) if on_token(i, 297) or n == 30) for i in range(len(prompts)))
+        return [[297] * n for n in lengths]
+
+    monkeypatch.setattr(recipe, "generate", saying_n)
+    _, records = run(checkpoint, **options)
+    assert lengths == [1, 1]
+    assert [record["completion"] for record in records] == ["", ""]
+
+
 def test_every_option_reaches_the_generation(run, recipe, checkpoint, monkeypatch):
     seen = {}
     monkeypatch.setattr(recipe, "generate", lambda model, prompts, **options: seen.update(options) or [[5]])

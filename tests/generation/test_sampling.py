@@ -94,6 +94,37 @@ def test_half_precision_logits_are_drawn_from_in_fp32():
     assert torch.equal(sample(logits, uniforms), sample(logits.float(), uniforms))
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 50_000}, {"top_p": 1.0}], ids=str)
+def test_tokens_far_less_probable_than_fp32_can_tell_from_one_are_found(options):
+    """Of 2e-9 each: sums beyond a half that are rounded to fp32 are 6e-8 apart."""
+    logits = -20 - torch.arange(40_001) * 1e-5  # the most probable first, as they are ranked
+    logits[0] = 0.0
+    probabilities = logits.softmax(-1).double().numpy()
+    middles = (np.cumsum(probabilities) - probabilities / 2) / probabilities.sum()
+    wanted = torch.arange(7, len(logits), 997)
+    found = sample(logits.expand(len(wanted), -1), torch.from_numpy(middles)[wanted], **options)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-10])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_temperature_that_underflows_draws_the_most_probable_token(temperature, dtype):
+    logits = torch.tensor([[3.0, 9.0, -torch.inf, 8.5], [-1e4, -2e4, -1e3, -torch.inf]], dtype=dtype)
+    uniforms = torch.tensor([0.999, 0.0], dtype=torch.float64)
+    assert sample(logits, uniforms, temperature=temperature).tolist() == [1, 2]
+
+
+def test_a_temperature_that_overflows_draws_from_all_tokens_alike():
+    logits, ends = torch.tensor([[5.0, -torch.inf, -5.0]]), torch.tensor([0.25, 0.75], dtype=torch.float64)
+    assert sample(logits.expand(2, -1), ends, temperature=1e300).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}], ids=str)
+def test_of_logits_that_are_not_numbers_some_token_is_drawn(options):
+    drawn = sample(torch.full((1, 4), torch.nan), torch.tensor([0.5], dtype=torch.float64), **options)
+    assert 0 <= drawn.item() < 4
+
+
 def test_numbers_of_a_prompt_depend_on_seed_and_index_only():
     assert torch.equal(uniforms_of(3, 1, 50)[:10], uniforms_of(3, 1, 10))
     first = [uniforms_of(seed, index, 4) for seed in range(3) for index in range(3)]

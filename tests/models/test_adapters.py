@@ -1,29 +1,13 @@
 """Adapters on every family: they start as nothing, train as the dense sum would, and leave as PEFT reads them."""
 
-import copy
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_models import adapted, logits_of, loss_of, reload, shake, tiny, tokens_of
 
-from torchmask.errors import ConfigError, WeightsError
 from torchmask.lora import LoRA
-from torchmask.models import (
-    adapt,
-    from_config,
-    from_pretrained,
-    load_adapter,
-    read_config,
-    resize_embeddings,
-    save_adapter,
-    save_pretrained,
-    weights_fingerprint,
-)
-from torchmask.modules import linear_cross_entropy
-from torchmask.modules.lora import LoRALinear, adapted_layers, is_adapter
+from torchmask.models import adapt, load_adapter, save_adapter, save_pretrained
+from torchmask.modules.lora import adapted_layers, is_adapter
 
-HERE = Path(__file__).parent
 CASES = [  # one of each way in which files hold linear layers, and of each kind of layer
     "bloom_alibi",
     "falcon_grouped",
@@ -37,6 +21,7 @@ CASES = [  # one of each way in which files hold linear layers, and of each kind
     "granite_multipliers",
     "llama_biases",
     "llama_tied",
+    "ministral3_growth",
     "ministral_pattern",
     "mistral_window",
     "mixtral_top2",
@@ -48,48 +33,6 @@ CASES = [  # one of each way in which files hold linear layers, and of each kind
     "qwen3_tied",
     "smollm3_list",
 ]
-
-
-def tiny(case, dtype=torch.float32):
-    config = read_config(HERE / "configs" / f"{case}.json")
-    config.pop("_note", None)
-    model = from_config(config, dtype=dtype, seed=3)
-    shake(model, 0.1, seed=7)
-    return model
-
-
-@torch.no_grad()
-def shake(model, size, *, seed, only=lambda name: True):
-    """Adds noise to parameters, so that none is 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        if only(name):
-            p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) * size)
-
-
-def adapted(case, lora=None, dtype=torch.float32):
-    model = tiny(case, dtype)
-    adapt(model, lora or LoRA(rank=3, alpha=5.0))
-    shake(model, 0.1, seed=8, only=is_adapter)
-    return model
-
-
-def tokens_of(model, *shape, seed=5):
-    return torch.randint(0, model.spec.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def logits_of(model, tokens, *layout):
-    with torch.no_grad():
-        return model.lm_head(model(tokens, *layout))
-
-
-def reload(model, folder):
-    save_pretrained(model, folder)
-    return from_pretrained(folder, dtype=model.norm.weight.dtype)
-
-
-def loss_of(model, tokens, labels, *layout):
-    return linear_cross_entropy(model(tokens, *layout), model.lm_head, labels)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -164,12 +107,14 @@ def test_a_saved_adapter_comes_back_onto_the_same_base(case, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_peft_reads_the_adapter_and_says_the_same(case, tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    # A part of what a module holds; and no gate beside experts, where PEFT 0.21 takes every `gate_proj` for theirs.
-    targets = ["q_proj", "v_proj", "o_proj"] if case.startswith(("phi3", "bloom", "qwen3_moe")) else None
     model = tiny(case)
     save_pretrained(model, tmp_path / "base")
-    adapt(model, LoRA(rank=3, alpha=5.0, targets=targets))
-    shake(model, 0.1, seed=8, only=is_adapter)
+    # A part of what a module holds; and no gate beside experts, where PEFT 0.21 takes every `gate_proj` for theirs.
+    targets = ["q_proj", "v_proj", "o_proj"] if case.startswith(("phi3", "bloom", "qwen3_moe")) else None
+    tables = ["embed_tokens"] if model.spec.tie_embeddings else ["embed_tokens", "lm_head"]
+    adapt(model, LoRA(rank=3, alpha=5.0, targets=targets, also_train=[*tables, "norm"]))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    shake(model, 0.1, seed=8, only=lambda name: name in trained)
     save_adapter(model, tmp_path / "adapter", base=tmp_path / "base")
     options = {"attn_implementation": "sdpa" if "falcon" in case else "eager", "experts_implementation": "eager"}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32, **options)
@@ -206,153 +151,3 @@ def test_an_adapter_that_peft_made_is_read(tmp_path):
     assert (logits_of(base, tokens) - theirs(tokens).logits).abs().max() < 1e-4
     trained = {name for name, p in base.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in base.named_parameters() if is_adapter(name)} | {"lm_head.weight"}
-
-
-def test_only_what_is_named_is_adapted_and_all_else_is_frozen():
-    model = tiny("llama_biases")
-    assert adapt(model, LoRA(targets=["q_proj", "down_proj"], also_train=["lm_head"])) == 2 * model.spec.num_layers
-    names = {name.rpartition(".")[2] for name, _ in adapted_layers(model)}
-    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
-    assert names == {"q_proj", "down_proj"} and trained == names | {"lm_head"}
-
-
-def test_no_adapter_means_no_change():
-    model = tiny("llama_mha")
-    assert adapt(model, None) == 0
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_by_default_routers_and_the_head_have_no_adapter():
-    model = tiny("mixtral_top2")
-    adapt(model, LoRA())
-    assert {name.rpartition(".")[2] for name, _ in adapted_layers(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-
-
-def test_the_scale_is_alpha_by_the_rank_or_by_its_root():
-    assert (LoRA(rank=16, alpha=8).scale, LoRA(rank=16, alpha=8, rank_stabilized=True).scale) == (0.5, 2.0)
-
-
-def test_dropout_is_of_the_adapters_input_and_in_training_only():
-    model = adapted("llama_mha", LoRA(rank=3, dropout=0.5))
-    tokens = tokens_of(model, 1, 9)
-    shake(model, 0.1, seed=8, only=is_adapter)
-    first, second = logits_of(model, tokens), logits_of(model, tokens)
-    model.eval()
-    assert not first.equal(second) and logits_of(model, tokens).equal(logits_of(model, tokens))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"rank": 0}, "rank is 0"),
-        ({"alpha": 0.0}, "alpha is 0"),
-        ({"dropout": 1.0}, "dropout is 1"),
-        ({"targets": []}, "null means all"),
-        ({"targets": ["query"]}, "q_proj"),
-        ({"targets": ["lm_head"]}, "lm_head"),
-        ({"also_train": ["embeddings"]}, "embed_tokens"),
-    ],
-)
-def test_what_makes_no_adapter_is_refused_with_the_choices(options, words):
-    with pytest.raises(ConfigError) as caught:
-        adapt(tiny("llama_mha"), LoRA(**options))
-    assert caught.value.id == "C09"
-    assert words in str(caught.value)
-
-
-def test_a_second_adapter_is_refused():
-    model = adapted("llama_mha")
-    with pytest.raises(ConfigError, match="has adapters already"):
-        adapt(model, LoRA())
-
-
-def test_new_tokens_beside_a_frozen_embedding_are_refused():
-    config = read_config(HERE / "configs" / "llama_tied.json")
-    model = from_config({key: value for key, value in config.items() if key != "_note"}, device="meta")
-    resize_embeddings(model, model.spec.vocab_size + 5)
-    with pytest.raises(ConfigError, match="also_train"):
-        adapt(model, LoRA())
-    assert adapt(model, LoRA(also_train=["embed_tokens"]))
-
-
-def test_new_tokens_on_spare_rows_of_a_frozen_embedding_are_refused():
-    with pytest.raises(ConfigError, match="also_train"):
-        adapt(tiny("llama_tied"), LoRA(), has_new_tokens=True)
-    assert adapt(tiny("llama_tied"), LoRA(also_train=["embed_tokens"]), has_new_tokens=True)
-
-
-def test_an_adapter_of_other_weights_is_told_by_their_fingerprint(tmp_path):
-    model = adapted("llama_mha")
-    base, other = tiny("llama_mha"), from_config(model.hub_config, seed=99)
-    for each, name in ((base, "base"), (other, "other")):
-        save_pretrained(each, tmp_path / name)
-    save_adapter(model, tmp_path / "adapter", base=tmp_path / "base")
-    with pytest.raises(WeightsError) as caught:
-        load_adapter(other, tmp_path / "adapter", base=tmp_path / "other")
-    assert caught.value.id == "W09"
-    for name in ("base", "other"):
-        assert weights_fingerprint(tmp_path / name) in str(caught.value)
-    load_adapter(base, tmp_path / "adapter", base=tmp_path / "base")
-
-
-def test_an_adapter_that_does_not_fit_is_refused_with_the_names(tmp_path):
-    save_adapter(adapted("llama_mha"), tmp_path)
-    with pytest.raises(WeightsError) as caught:
-        load_adapter(tiny("llama_gqa"), tmp_path)
-    assert caught.value.id == "W05"
-    assert "k_proj" in str(caught.value)
-    with pytest.raises(WeightsError, match="no such linear layer"):
-        load_adapter(tiny("gpt2_small"), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [({"use_dora": True}, "DoRA"), ({"peft_type": "IA3"}, "IA3"), ({"bias": "all"}, "biases")],
-)
-def test_an_adapter_of_another_kind_is_refused_by_name(tmp_path, change, words):
-    save_adapter(adapted("llama_mha"), tmp_path)
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(WeightsError) as caught:
-        load_adapter(tiny("llama_mha"), tmp_path)
-    assert caught.value.id == "W10"
-    assert words in str(caught.value)
-
-
-def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(WeightsError) as caught:
-        load_adapter(tiny("llama_mha"), tmp_path)
-    assert caught.value.id == "W03"
-
-
-def test_an_embedding_trained_apart_from_its_tied_head_is_refused(tmp_path):
-    model = adapted("llama_mha", LoRA(rank=2, also_train=["embed_tokens"]))
-    save_adapter(model, tmp_path)
-    tied = from_config({**model.hub_config, "tie_word_embeddings": True})
-    with pytest.raises(WeightsError, match="one parameter"):
-        load_adapter(tied, tmp_path)
-
-
-def test_a_tied_embedding_that_is_trained_goes_out_with_its_head(tmp_path):
-    model = adapted("llama_tied", LoRA(rank=2, also_train=["embed_tokens"]))
-    shake(model, 0.1, seed=2, only=lambda name: name == "embed_tokens.weight")
-    save_adapter(model, tmp_path)
-    fresh = tiny("llama_tied")
-    load_adapter(fresh, tmp_path)
-    assert fresh.embed_tokens.weight.equal(model.embed_tokens.weight)
-    assert fresh.lm_head.weight is fresh.embed_tokens.weight
-
-
-def test_a_model_without_adapters_has_none_to_save(tmp_path):
-    with pytest.raises(ValueError, match="no adapters"):
-        save_adapter(tiny("llama_mha"), tmp_path)
-
-
-def test_a_layer_keeps_its_parameters_under_their_names():
-    model = tiny("llama_biases")
-    before = dict(model.named_parameters())
-    adapt(model, LoRA())
-    assert all(dict(model.named_parameters())[name] is p for name, p in before.items())
-    layer = model.layers[0].attn.q_proj
-    assert isinstance(layer, LoRALinear) and "rank=16" in repr(layer)
-    assert isinstance(copy.deepcopy(layer), LoRALinear)

@@ -2,12 +2,13 @@
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from torchmask.models import FAMILIES, from_config, from_pretrained, read_config, save_pretrained
+from torchmask.models import FAMILIES, from_config, from_pretrained, load_pretrained, read_config, save_pretrained
 
 TINY = {
     "model_type": "llama",
@@ -40,8 +41,6 @@ def id_of(folder, **options):
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_files_without_the_prefix_are_read(name, tmp_path):
-    from pathlib import Path
-
     case = next(iter(sorted((Path(__file__).parent / "configs").glob(f"{name}_*.json"))))
     model = from_config(read_config(case), seed=2)
     save_pretrained(model, tmp_path)
@@ -103,6 +102,39 @@ def test_an_index_says_which_of_two_tensors_counts(folder):
     weight_map = {name: "a.safetensors" if name == "model.norm.weight" else "b.safetensors" for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert from_pretrained(folder).norm.weight.eq(5.0).all()
+
+
+@pytest.mark.parametrize(("change", "asked"), [({"num_hidden_layers": 99}, 99), ({"num_hidden_layers": 1}, 1)])
+def test_another_number_of_layers_than_config_json_has_is_told(change, asked, folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **change}))
+    error = id_of(folder)
+    assert error.id == "W05" and f"(the weights have 2 layers, config.json says {asked}):" in str(error)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2", "bloom", "gpt_neox"])
+def test_layers_are_counted_in_the_names_of_every_kind_of_files(name, tmp_path):
+    case = next(iter(sorted((Path(__file__).parent / "configs").glob(f"{name}_*.json"))))
+    config = read_config(case)
+    save_pretrained(from_config(config), tmp_path)
+    key = "n_layer" if "n_layer" in config else "num_hidden_layers"
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: 50}))
+    assert f"the weights have {config[key]} layers, config.json says 50" in str(id_of(tmp_path))
+
+
+def test_missing_tensors_of_the_right_number_of_layers_are_told_without_a_guess(folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "attention_bias": True}))
+    assert "the weights have" not in str(id_of(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_in_place_of_its_folder_is_told_as_such(folder, name):
+    model = from_config(folder)
+    for load in (from_pretrained, lambda file: load_pretrained(model, file)):
+        with pytest.raises(ValueError, match=rf"{name}: this is a file; a model is a folder") as caught:
+            load(folder / name)
+        assert caught.value.id == "W03" and str(caught.value).endswith(f"fix: name the folder that holds it, {folder}")
 
 
 @pytest.mark.parametrize("header", [b"[1,2]", b'{"a":1}', b'{"a":{"data_offsets":3}}'])

@@ -218,6 +218,67 @@ def test_published_params_give_the_published_architecture(name, tmp_path):
     assert from_config(tmp_path, device="meta").spec == published
 
 
+@pytest.mark.parametrize("num_files", [1, 2])
+def test_a_head_that_begins_like_the_embedding_is_kept(num_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("torchmask.models.weights._ROWS_COMPARED", 8)
+    params, by_rows = generation("llama 3.1")
+    weights = meta_weights(params)
+    head = weights["tok_embeddings.weight"].clone()
+    head[-1, -1] += 1.0
+    folder = write(tmp_path / "meta", params, {**weights, "output.weight": head}, num_files, by_rows)
+    model = from_pretrained(folder)
+    assert model.lm_head.weight.equal(head) and model.spec.rope_scaling.factor == 8.0
+    tied = from_config({**read_config(folder), "tie_word_embeddings": True})
+    with pytest.raises(ValueError, match=r"output\.weight differs from tok_embeddings\.weight"):
+        load_pretrained(tied, folder)
+
+
+def test_a_head_that_is_the_embedding_in_every_one_of_several_files_is_tied(tmp_path):
+    params, by_rows = generation("llama 3")
+    weights = meta_weights(params)
+    weights["output.weight"] = weights["tok_embeddings.weight"].clone()
+    assert from_pretrained(write(tmp_path / "meta", params, weights, 2, by_rows)).spec.tie_embeddings
+
+
+@pytest.mark.parametrize("generation_name", ["llama 2", "llama 3"])
+def test_missing_last_files_are_told_by_what_each_file_holds(generation_name, tmp_path):
+    params, by_rows = generation(generation_name)
+    folder = write(tmp_path / "meta", params, meta_weights(params), 4, by_rows)
+    model = from_config(read_config(folder))
+    (folder / "consolidated.03.pth").unlink()
+    for load in (from_pretrained, from_config, lambda folder: load_pretrained(model, folder)):
+        with pytest.raises(ValueError, match=r"consolidated\.03\.pth is missing: of the 32 rows .* holds 8,") as caught:
+            load(folder)
+        assert caught.value.id == "W03" and "there are 4 files; the folder has consolidated.00.pth, " in str(
+            caught.value
+        )
+
+
+def test_a_file_too_many_is_told(tmp_path):
+    params, by_rows = generation("llama 3")
+    folder = write(tmp_path / "meta", params, meta_weights(params), 2, by_rows)
+    (folder / "consolidated.02.pth").write_bytes((folder / "consolidated.01.pth").read_bytes())
+    with pytest.raises(ValueError, match=r"so there are 2 files; the folder has .*consolidated\.02\.pth") as caught:
+        from_pretrained(folder)
+    assert caught.value.id == "W05"
+
+
+def test_another_number_of_layers_is_told_by_params_json(tmp_path):
+    params, _ = generation("llama 3")
+    folder = write(tmp_path / "meta", {**params, "n_layers": 7}, meta_weights(params))
+    with pytest.raises(ValueError, match=r"the weights have 2 layers, params\.json says 7") as caught:
+        from_pretrained(folder)
+    assert "fix: use the params.json that belongs" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "tok_embeddings.weight"])
+def test_files_of_something_else_beside_params_json_are_told_by_what_they_hold(name, tmp_path):
+    params, _ = generation("llama 3")
+    with pytest.raises(ValueError, match=r"no matrix tok_embeddings\.weight in consolidated\.00\.pth") as caught:
+        from_pretrained(write(tmp_path / "meta", params, {name: torch.ones(2)}))
+    assert f"it holds {name} [2], rope.freqs [4]\n" in str(caught.value)
+
+
 def test_a_missing_file_is_named(tmp_path):
     params, by_rows = generation("llama 3")
     folder = write(tmp_path / "meta", params, meta_weights(params), 2, by_rows)
@@ -248,13 +309,19 @@ def test_what_does_not_fit_is_told_by_file_and_name(tmp_path):
         ({"quantization_args": {"scheme": "int4"}}, "quantised"),
         ({"moe_args": {"num_experts": 16}}, "a mixture of experts"),
         ({"dim": None}, "it has no 'dim'"),
-        ({"multiple_of": 0}, "zero"),
+        ({"multiple_of": 0}, "multiple_of is 0; it must be a whole number above 0"),
+        ({"n_heads": 5}, "n_heads is 5, which does not divide dim, 32"),
+        ({"n_heads": -4}, "n_heads is -4; it must be a whole number above 0"),
+        ({"n_kv_heads": 3}, "n_kv_heads is 3, which does not divide n_heads, 4"),
+        ({"norm_eps": "1e-5"}, "norm_eps is '1e-5'; it must be a number above 0"),
+        ({"vocab_size": "40"}, "vocab_size is '40'; it must be a whole number"),
     ],
 )
 def test_params_of_something_else_are_refused(tmp_path, more, why):
     params, _ = generation("llama 3", **more)
-    with pytest.raises(ValueError, match=rf"params\.json: .*describes no Llama: .*{why}"):
+    with pytest.raises(ValueError, match=rf"meta/params\.json: .*describes no Llama: .*{why}") as caught:
         read_config(write(tmp_path / "meta", params, meta_weights(PARAMS)))
+    assert "fix: take the params.json that was published with" in str(caught.value)
 
 
 def test_weights_of_meta_fill_a_model_that_is_there(tmp_path):

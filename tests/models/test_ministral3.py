@@ -55,5 +55,5 @@ def test_queries_that_do_not_rotate_as_a_whole_cannot_grow():
 
 def test_the_published_folder_with_its_image_encoder_is_told_which_model_of_text_is_known():
     published = {"model_type": "mistral3", "text_config": {**CONFIG}, "vision_config": {}}
-    with pytest.raises(WeightsError, match="its text model alone, 'ministral3', is not"):
+    with pytest.raises(WeightsError, match="its text part alone, saved as a 'ministral3', is within it"):
         from_config(read_config(published))

@@ -31,14 +31,36 @@ RECURRENT, IMAGES, ENCODER, UNKNOWN = "linear attention", "images", "encoder", "
         ({"model_type": "new_state_space", "mamba_d_state": 16}, RECURRENT),
         ({"model_type": "new_translator", "is_encoder_decoder": True}, ENCODER),
         ({"model_type": "new"}, UNKNOWN),
-        ({}, UNKNOWN),
-        ({"model_type": "gemma3"}, "its text model alone, 'gemma3_text', is not"),
+        (
+            {"model_type": "gemma3"},
+            "out of torchmask's scope; its text part alone, saved as a 'gemma3_text', is within",
+        ),
+        ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}}, "saved as a 'qwen3',"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}, "saved as a 'ministral3',"),
     ],
 )
 def test_families_of_another_kind_are_told_what_they_are(config, reason):
     with pytest.raises(ValueError, match=rf"{config.get('model_type')}.*{reason}.*known: .*llama") as caught:
         from_config({**TINY, "model_type": None, **config})
     assert caught.value.id == "W10"
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("llamma", "llama"), ("lama", "llama"), ("Qwen3", "qwen3")])
+def test_a_misspelt_type_is_told_with_the_name_that_may_have_been_meant(typo, meant):
+    with pytest.raises(ValueError, match=rf"fix: did you mean '{meant}'\? .*docs/families\.md, 'Adding a family'"):
+        from_config({**TINY, "model_type": typo})
+
+
+def test_a_type_that_is_like_no_other_is_told_how_to_add_it():
+    with pytest.raises(ValueError, match=r"fix: use a model of a known family, or add its own: docs/families\.md"):
+        from_config({**TINY, "model_type": "new"})
+
+
+@pytest.mark.parametrize("missing", [{"model_type": None}, {}])
+def test_a_missing_type_is_told_as_missing(missing):
+    content = {**{key: value for key, value in TINY.items() if key != "model_type"}, **missing}
+    with pytest.raises(ValueError, match=r"model_type is missing; known: .*\n  fix: take the config\.json that was"):
+        from_config(content)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """ALiBi by the fused kernel, with heights as one more channel: the reference's results, and no scores held."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
+from torchmask.modules import Decoder, DecoderSpec, decoder
 from torchmask.modules.attention import alibi_slopes, attend
 from torchmask.modules.attention_kernels import STEP_QUERIES
 from torchmask.modules.attention_mask import build_attention_mask
@@ -118,3 +122,56 @@ def test_a_soft_caps_slope_is_taken_from_the_scores_that_are_there(monkeypatch):
     monkeypatch.setattr(ScoreRule, "capped_scores", lambda *args: calls.append(1) or products(*args))
     results("sdpa", torch.float32, ScoreRule(softcap=2.0), None, torch.arange(200)[None])
     assert len(calls) == 2  # once forward, once backward
+
+
+SPEC = DecoderSpec(
+    vocab_size=97, embed_dim=32, intermediate_dim=56, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
+    max_seq_len=64, alibi=True, sliding_window=6, window_pattern=(True, False),
+)  # fmt: skip
+
+
+def test_slopes_are_made_once_a_forward_pass_with_a_cache_and_without(monkeypatch):
+    calls = []
+    monkeypatch.setattr(decoder, "alibi_slopes", lambda *args: calls.append(1) or alibi_slopes(*args))
+    model, tokens = Decoder(SPEC), torch.zeros(1, 5, dtype=torch.int64)
+    model(tokens)
+    assert len(calls) == 1
+    cache = model.new_cache(1, 7)
+    for part in (tokens, tokens[:, :1], tokens[:, :1]):
+        model(part, cache=cache)
+    assert len(calls) == 4
+
+
+def test_slopes_are_there_after_a_model_was_built_without_memory():
+    torch.manual_seed(0)
+    model, tokens = Decoder(SPEC).double(), torch.arange(9)[None]
+    with torch.device("meta"):
+        empty = Decoder(SPEC).double()
+    empty.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert torch.equal(empty(tokens), model(tokens))
+    plain = Decoder(replace(SPEC, alibi=False)).double()
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(plain(tokens), model(tokens), atol=1e-3)
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_layers_take_slopes_in_training_and_from_a_cache():
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler")
+    torch.manual_seed(0)
+    model, tokens = Decoder(SPEC).double(), torch.arange(9)[None]
+    whole = model(tokens)
+    whole.square().sum().backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    for layer in model.layers:
+        layer.compile()
+    again = model(tokens)
+    again.square().sum().backward()
+    torch.testing.assert_close(again, whole, rtol=1e-9, atol=1e-9)
+    for a, b in zip((p.grad for p in model.parameters() if p.grad is not None), grads):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+    cache = model.new_cache(1, 9)
+    with torch.no_grad():
+        parts = [model(part, cache=cache) for part in tokens.split([7, 1, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-9, atol=1e-9)

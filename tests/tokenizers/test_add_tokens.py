@@ -202,3 +202,24 @@ def test_a_name_that_the_vocabulary_has_for_another_text_is_refused_with_that_te
     assert raised.value.id == "C09"
     assert repr(text) in raised.value.message and raised.value.where == "add_tokens"
     assert tokenizer.num_added == 0
+
+
+def test_a_stop_token_that_is_added_later_stops_generation(folder):
+    """It is asked for twice because it is kept: adding must not leave the old answer."""
+    place = folder("gpt2")
+    settings = json.loads((place / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|eot|>{% endfor %}"
+    (place / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    tokenizer = from_pretrained(place)
+    assert tokenizer.stop_ids == (50256,)
+    tokenizer.add_tokens("<|eot|>")
+    assert tokenizer.stop_ids == (50256, 50257)
+
+
+def test_a_list_of_added_tokens_is_brought_up_to_date(folder, tmp_path):
+    place = folder("gpt2")
+    (place / "added_tokens.json").write_text(json.dumps({"<|tool|>": 50257}))
+    tokenizer = from_pretrained(place, add_tokens=["<answer>"])
+    tokenizer.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out/added_tokens.json").read_text()) == {"<|tool|>": 50257, "<answer>": 50258}
+    assert json.loads((place / "added_tokens.json").read_text()) == {"<|tool|>": 50257}

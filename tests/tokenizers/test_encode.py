@@ -125,9 +125,11 @@ def test_decoding_keeps_thinking(load):
     assert qwen.decode([qwen.eos_id, think, *qwen.encode("x")]) == "<think>x"
 
 
-def test_decoding_an_id_outside_the_vocabulary_names_both(load):
-    with pytest.raises(DataError, match=r"token id 32000 .* vocabulary of 32000") as raised:
-        load("llama2").decode([5, 32000])
+@pytest.mark.parametrize("id", [32000, -1])
+@pytest.mark.parametrize("skip_special", [True, False])
+def test_decoding_an_id_outside_the_vocabulary_names_both(load, id, skip_special):
+    with pytest.raises(DataError, match=rf"token id {id} .* vocabulary of 32000") as raised:
+        load("llama2").decode([5, id], skip_special=skip_special)
     assert raised.value.id == "D15"
 
 

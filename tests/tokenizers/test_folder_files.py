@@ -211,6 +211,12 @@ def test_mistrals_own_names_of_sentencepiece_files_are_known(assets, tmp_path):
     assert from_pretrained(tmp_path).control_tokens["[INST]"] == 3
 
 
+def test_of_several_versions_of_a_sentencepiece_file_the_newest_is_read(assets, tmp_path):
+    for name, version in (("llama2", "v1"), ("mistral_v3", "v3"), ("llama2", "v2")):
+        shutil.copyfile(assets / "tokenizers" / name / "tokenizer.model", tmp_path / f"tokenizer.model.{version}")
+    assert from_pretrained(tmp_path).vocab_size == 32768
+
+
 # what tokenizer_config.json adds to tokenizer.json
 
 

@@ -207,6 +207,66 @@ def test_a_tokenizer_without_the_formats_tokens_is_refused(load):
     assert raised.value.id == "C06"
 
 
+def test_formats_are_offered_that_fit_the_vocabulary_and_no_others(load):
+    assert load("mistral_v3").fitting_formats == [
+        "llama2",
+        "mistral_v1",
+        "mistral_v3",
+        "mistral_tekken",
+        "zephyr",
+        "alpaca",
+    ]
+    assert load("gpt2").fitting_formats == ["zephyr", "alpaca"]
+    for name in load("gemma").fitting_formats:
+        assert load("gemma", name).chat_format == name
+
+
+STOPS = {
+    "llama2": ("llama2", [2]),
+    "llama3": ("llama3", [128001, 128008, 128009]),
+    "llama3_1": ("llama3", [128001, 128008, 128009]),
+    "chatml": ("qwen3", [151645]),
+    "qwen2_5": ("qwen3", [151645, 151643]),
+    "qwen3": ("qwen3", [151645, 151643]),
+    "qwen3_nothink": ("qwen3", [151645, 151643]),
+    "qwen3_instruct": ("qwen3", [151645, 151643]),
+    "mistral_v1": ("mistral_v3", [2]),
+    "mistral_v3": ("mistral_v3", [2]),
+    "mistral_tekken": ("mistral_v3", [2]),
+    "mistral_v7": ("mistral_v3", [2]),
+    "gemma": ("gemma", [1, 107]),
+    "gemma3": ("gemma", [1, 107]),
+    "phi3": ("gpt2", [50256, 50260]),
+    "phi3_5": ("gpt2", [50256, 50260]),
+    "phi4": ("gpt2", [50256, 50259]),
+    "phi4_mini": ("gpt2", [50256, 50260]),
+    "zephyr": ("gpt2", [50256]),
+    "alpaca": ("gpt2", [50256]),
+}
+STOP_TEXTS = {
+    ("llama2", "mistral_v1", "mistral_v3", "mistral_tekken", "mistral_v7"): ("</s>",),
+    ("llama3", "llama3_1"): ("<|eot_id|>", "<|eom_id|>"),
+    ("chatml",): ("<|im_end|>",),
+    ("qwen2_5", "qwen3", "qwen3_nothink", "qwen3_instruct", "phi4"): ("<|im_end|>", "<|endoftext|>"),
+    ("gemma", "gemma3"): ("<end_of_turn>",),
+    ("phi3", "phi3_5", "phi4_mini"): ("<|end|>", "<|endoftext|>"),
+    ("zephyr", "alpaca"): (EOS,),
+}
+NEEDED = {
+    "mistral_v7": ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"],
+    "phi4": ["<|im_start|>", "<|im_sep|>", "<|im_end|>"],
+    **{name: ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"] for name in ("phi3", "phi3_5", "phi4_mini")},
+}
+
+
+@pytest.mark.parametrize("name", NATIVE_FORMATS)
+def test_generation_stops_at_the_tokens_that_end_turns_of_the_format(assets, name):
+    """Texts and ids by hand; the texts are those of the format's row in docs/chat_formats.md, with EOS in front."""
+    tokenizer = from_pretrained(assets / "tokenizers" / STOPS[name][0], name, add_tokens=NEEDED.get(name, ()))
+    assert list(tokenizer.stop_ids) == STOPS[name][1]
+    assert NATIVE_FORMATS[name].stops == next(stops for names, stops in STOP_TEXTS.items() if name in names)
+
+
 def test_thinking_markers_are_text_for_a_tokenizer_without_them(load):
     tokenizer = load("llama3", "llama3")
     messages = [CHAT[0], Message("assistant", "<think>x</think>y")]

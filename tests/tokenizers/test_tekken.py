@@ -149,6 +149,12 @@ def test_tekken_and_its_json_agree_also_where_the_json_cuts_otherwise(gpt2_ranks
     assert from_pretrained(tmp_path, "mistral_tekken").tokenize_messages(chat) == written
 
 
+def test_of_several_dated_files_the_newest_is_read(gpt2_ranks, tmp_path):
+    for date, num_control in (("240718", 20), ("240911", 30), ("240101", 10)):
+        tekken_file(tmp_path / f"tekken_{date}.json", gpt2_ranks, num_control=num_control)
+    assert from_pretrained(tmp_path).vocab_size == len(gpt2_ranks) + 30
+
+
 def test_a_folder_with_everything_reads_tokenizer_json(folder_of, gpt2_ranks):
     folder = folder_of("llama2", ["tokenizer.json", "tokenizer.model"])
     tekken_file(folder / "tekken_240718.json", gpt2_ranks)

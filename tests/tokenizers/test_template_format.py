@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from torchmask import Message
 from torchmask.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from torchmask.tokenizers.shield import Shield, alternatives
 
 CHAT = [Message("user", "q1"), Message("assistant", "a1"), Message("user", "q2"), Message("assistant", "a2")]
 LOOP = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+PADDING = {(str, name) for name in ("ljust", "rjust", "center", "zfill", "expandtabs")}
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
@@ -110,7 +112,8 @@ def test_a_prompt_that_is_not_how_the_conversation_begins_is_refused(tiny_with):
     with pytest.raises(DataError, match=r"turn 4 of 4 \(assistant\) cannot be located") as raised:
         tiny_with(template).tokenize_messages(CHAT)
     assert raised.value.id == "D14"
-    assert "llama2, llama3, llama3_1, chatml" in str(raised.value)
+    fitting = "chatml, qwen2_5, qwen3, qwen3_nothink, qwen3_instruct, zephyr, alpaca"
+    assert f"use a built-in chat_format ({fitting})," in str(raised.value)
 
 
 def test_a_template_that_opens_thinking_for_generation_makes_such_prompts(tiny_with):
@@ -229,6 +232,15 @@ def test_templates_cannot_reach_out_or_grow_without_limit(source):
     with pytest.raises((DataError, ConfigError)) as raised:
         render(source)
     assert raised.value.where == "here"
+
+
+@pytest.mark.parametrize("kind", [str, dict, list])
+def test_what_a_template_may_reach_of_a_type_is_what_jinjas_sandbox_lets_it(kind):
+    theirs = ImmutableSandboxedEnvironment()
+    of_name = {name: theirs.is_safe_attribute(kind(), name, getattr(kind(), name)) for name in dir(kind)}
+    for _ in range(2):  # the second answer is the one that was kept
+        ours = {name: sandbox._environment().is_safe_attribute(kind(), name, getattr(kind(), name)) for name in of_name}
+        assert ours == {name: yes and (kind, name) not in PADDING for name, yes in of_name.items()}
 
 
 def test_refusals_are_told_from_failures():

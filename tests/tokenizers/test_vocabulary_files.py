@@ -118,3 +118,59 @@ def test_qwen2s_control_tokens_come_from_the_configuration(folder_of):
     chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
     expected = theirs.apply_chat_template(chat, return_dict=False)
     assert ours.tokenize_messages([Message(**m) for m in chat])[0] == expected
+
+
+HTML = ("<s>", "</s>", "<unk>")
+
+
+@pytest.fixture
+def vocabulary_with_html(folder_of):
+    """GPT-2's files with three more tokens, as Qwen's vocab.json has them: tags that its texts had."""
+
+    def make(**configs):
+        folder = folder_of("gpt2", ["vocab.json", "merges.txt"], **configs)
+        vocab = json.loads((folder / "vocab.json").read_text())
+        (folder / "vocab.json").write_text(json.dumps({**vocab, **{text: 50257 + i for i, text in enumerate(HTML)}}))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("configs", "is_control"),
+    [
+        ({"config": {"model_type": "qwen2"}}, False),
+        ({"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, False),
+        ({"config": {"model_type": "gpt2"}}, True),
+    ],
+)
+def test_tags_in_qwens_vocabulary_are_no_control_tokens(vocabulary_with_html, configs, is_control):
+    tokenizer = from_pretrained(vocabulary_with_html(**configs))
+    assert [text in tokenizer.control_tokens for text in HTML] == [is_control] * 3
+    assert tokenizer.eos_id == (50258 if is_control else 50256)
+
+
+@pytest.mark.parametrize("name", ["config", "generation_config"])
+def test_an_eos_that_the_vocabulary_does_not_reach_is_refused(vocabulary_with_html, name):
+    configs = {"config": {"model_type": "qwen2"}}
+    configs[name] = {**configs.get(name, {}), "eos_token_id": 50260}
+    folder = vocabulary_with_html(**configs)
+    with pytest.raises(ConfigError, match="eos_token_id is 50260, and the tokenizer's ids end at 50259") as raised:
+        from_pretrained(folder)
+    assert raised.value.id == "C11" and raised.value.where == str(folder / f"{name}.json")
+    tokenizer = from_pretrained(folder, add_tokens=["<|im_end|>"])
+    assert tokenizer.decode([tokenizer.eos_id], skip_special=False) == "<|im_end|>"
+
+
+def test_other_roles_that_the_vocabulary_does_not_reach_do_not_exist(vocabulary_with_html):
+    config = {"model_type": "qwen2", "bos_token_id": 151643, "pad_token_id": 151643}
+    tokenizer = from_pretrained(vocabulary_with_html(config=config))
+    assert (tokenizer.bos_id, tokenizer.pad_id) == (None, None)
+
+
+def test_the_usual_name_of_padding_is_known(vocabulary_with_html):
+    folder = vocabulary_with_html(config={"model_type": "gpt2"})
+    vocab = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps({**vocab, "<pad>": 50260}))
+    tokenizer = from_pretrained(folder)
+    assert tokenizer.pad_id == 50260 and 50260 not in tokenizer.encode("<pad>")

@@ -163,9 +163,20 @@ def _unknown_option(word: str) -> ConfigError:
 
 
 def check(
-    recipe: str, config: str, overrides: Sequence[str], trusted: Sequence[str], *, check_files: bool = False
+    recipe: str,
+    config: str,
+    overrides: Sequence[str],
+    trusted: Sequence[str],
+    *,
+    check_files: bool = False,
+    open_tokenizer: bool = False,
 ) -> Any:
     """The checked configuration of a request, with the trust it was checked under and the recipe's file.
+
+    Args:
+        recipe, config, overrides, trusted: as typed.
+        check_files: also report files and folders that are named and do not exist.
+        open_tokenizer: also report what only the tokenizer's own files tell; they are read where all else is good.
 
     Returns:
         checked, trust, recipe's path
@@ -173,6 +184,7 @@ def check(
     Raises:
         ConfigError: everything that is wrong with it.
     """
+    from torchmask.cli.tokenizer_checks import problems_of_formats, problems_of_tokenizers
     from torchmask.config import Trust, load_config
 
     recipe_path, config_path = find_recipe(recipe), find_config(config)
@@ -181,7 +193,14 @@ def check(
         if not path.resolve().is_relative_to(built_in_folder(kind).resolve()):
             folders.append(str(path.resolve().parent))
     trust = Trust(modules=tuple(trusted), folders=tuple(dict.fromkeys(folders)))
-    checked = load_config(config_path, recipe=recipe_path, overrides=overrides, trust=trust, check_files=check_files)
+    checked = load_config(
+        config_path,
+        recipe=recipe_path,
+        overrides=overrides,
+        trust=trust,
+        check_files=check_files,
+        more_checks=problems_of_tokenizers if open_tokenizer else problems_of_formats,
+    )
     return checked, trust, recipe_path
 
 

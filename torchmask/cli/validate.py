@@ -20,6 +20,6 @@ def validate(words: Sequence[str], *, config: str, trust: Sequence[str] = ()) ->
     named = [word for word in words[:1] if "=" not in word and not word.startswith("~")]
     overrides = words[len(named) :]
     recipe = named[0] if named else recipe_of(find_config(config))
-    check(recipe, config, overrides, trust, check_files=True)
+    check(recipe, config, overrides, trust, check_files=True, open_tokenizer=True)
     print(f"{config}: good for recipe {recipe}")
     return 0

@@ -7,7 +7,7 @@ and the components.
 
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +24,9 @@ from torchmask.config.overrides import apply_overrides
 from torchmask.config.schema import Field, Schema, read_schema
 from torchmask.config.trust import Trust
 from torchmask.errors import ConfigError, ConfigProblems, TorchmaskError
+
+MoreChecks = Callable[[Node, bool], list[TorchmaskError]]
+"""`(configuration, is_good)` -> further problems; `is_good`: none was found so far, and references are resolved."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def load_config(
     overrides: Sequence[str] = (),
     trust: Trust | None = None,
     check_files: bool = False,
+    more_checks: MoreChecks | None = None,
 ) -> Checked:
     """The checked configuration of one run. Imports neither the recipe nor torch if that can be avoided.
 
@@ -61,6 +65,7 @@ def load_config(
         overrides: as typed on the command line.
         trust: what components may be beyond torchmask's and torch's own.
         check_files: also report files and folders that are named and do not exist.
+        more_checks: what layers above this one know of the values.
 
     Raises:
         ConfigProblems: everything that is wrong, together.
@@ -79,14 +84,18 @@ def load_config(
     problems += _check_components(root, schema.fields, trust, path="")
     problems += _drop_wrong_types(schema, root)
     problems += _drop_wrong_references(schema, root)
-    if not problems:
-        checked, problems = _finish(schema, root, trust, check_files=check_files)
+    if problems:
+        problems += more_checks(root, False) if more_checks else ()
+    else:
+        checked, problems = _finish(schema, root, trust, check_files=check_files, more_checks=more_checks)
         if not problems:
             return checked
     raise ConfigProblems(sorted(problems, key=_reading_order))
 
 
-def _finish(schema: Schema, root: Node, trust: Trust, *, check_files: bool) -> tuple[Checked, list[TorchmaskError]]:
+def _finish(
+    schema: Schema, root: Node, trust: Trust, *, check_files: bool, more_checks: MoreChecks | None
+) -> tuple[Checked, list[TorchmaskError]]:
     """Resolves references, runs the Config's own checks and, if asked, looks for the files."""
     merged = _structured(schema.config_class, root.plain())
     values = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, enum_to_str=True))
@@ -106,6 +115,7 @@ def _finish(schema: Schema, root: Node, trust: Trust, *, check_files: bool) -> t
     if check_files:
         output_dir = values.get("output_dir")
         problems += missing_files(resolved, output_dir=output_dir if output_dir else None)
+    problems += more_checks(resolved, not problems) if more_checks else ()
     return Checked(values, instance), problems
 
 

@@ -44,7 +44,7 @@ NO_BLOCKS = (
     "torchmask.data.stream_ledger",
     "torchmask.data.view",
     "torchmask.data.workers",
-    "torchmask.models.adapter_files",
+    "torchmask.models.adapter_export",
     "torchmask.models.export",
     "torchmask.models.weights",
     "torchmask.tokenizers.saving",

@@ -28,6 +28,31 @@ from torchmask.errors import ConfigError
 Builder = Callable[..., Samples]
 
 
+def _needs_chat_format(message: str, tokenizer: Any, *, instead: str) -> ConfigError:
+    """C09, for a tokenizer without a chat format; the way out names the native formats that fit its vocabulary.
+
+    Args:
+        message: what needs one.
+        tokenizer: the one without.
+        instead: the other way out.
+    """
+    fitting = getattr(tokenizer, "fitting_formats", ())
+    which = f" ({', '.join(fitting)} fit this vocabulary)" if fitting else ""
+    return ConfigError("C09", message, fix=f"set tokenizer.chat_format{which}, or {instead}")
+
+
+def chat_dataset_needs(tokenizer: Any) -> ConfigError:
+    """The same of `chat_dataset`."""
+    instead = "use instruct_dataset for rows of one prompt and one answer"
+    return _needs_chat_format("chat_dataset needs a tokenizer with a chat format", tokenizer, instead=instead)
+
+
+def chat_needs(tokenizer: Any) -> ConfigError:
+    """The same where `chat: true` asks for one."""
+    message = "chat=true, but the tokenizer has no chat format"
+    return _needs_chat_format(message, tokenizer, instead="leave chat=true out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
     """Which rows are read, what becomes of bad ones, and the stop tokens.
@@ -181,7 +206,7 @@ class ConversationOptions(TextOptions):
         """
         wanted = tokenizer.has_chat_format if chat is None else chat
         if wanted and not tokenizer.has_chat_format:
-            raise ConfigError("C09", "chat=true, but the tokenizer has no chat format", fix="set tokenizer.chat_format")
+            raise chat_needs(tokenizer)
         if not wanted and self.new_system_prompt is not None:
             message = "new_system_prompt needs a chat format, and rows are written raw"
             raise ConfigError("C09", message, fix="set tokenizer.chat_format, or put the text into the prompt")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from torchmask.data.builder_options import ConversationOptions, takes
+from torchmask.data.builder_options import ConversationOptions, chat_dataset_needs, takes
 from torchmask.data.cache import cached
 from torchmask.data.chat_formats import (
     chat_format,
@@ -25,7 +25,6 @@ from torchmask.data.rows import Row, RowError
 from torchmask.data.sample import Samples
 from torchmask.data.squad import NO_ANSWER, expand_squad, squad_format
 from torchmask.data.text_builders import segments_dataset, text_completion_dataset, tokenized_dataset
-from torchmask.errors import ConfigError
 
 __all__ = [
     "alpaca_dataset",
@@ -135,8 +134,7 @@ def chat_dataset(
     """
     choose("conversation_style", conversation_style, tuple(_CONVERSATION_STYLES))
     if not tokenizer.has_chat_format:
-        fix = "set tokenizer.chat_format, or use instruct_dataset for rows of one prompt and one answer"
-        raise ConfigError("C09", "chat_dataset needs a tokenizer with a chat format", fix=fix)
+        raise chat_dataset_needs(tokenizer)
     names = dict(column_map or {})
     if conversation_column is not None:
         names |= {"messages": conversation_column, "conversations": conversation_column}

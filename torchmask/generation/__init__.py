@@ -1,6 +1,7 @@
 """Text from a model: decoding with a key-value cache, sampling, and incremental detokenisation."""
 
-from torchmask.generation.decoding import OnToken, check_sampling, generate, num_new_tokens
+from torchmask.generation.arguments import check_sampling
+from torchmask.generation.decoding import OnToken, generate, num_new_tokens
 from torchmask.generation.sampling import sample
 from torchmask.generation.streaming import TextStream, before_stop, decode_continuation, stop_on_text
 

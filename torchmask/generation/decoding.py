@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from torchmask.errors import ConfigError, DataError, DivergedError
+from torchmask.errors import DivergedError
+from torchmask.generation.arguments import TokenIds, check_decoding, check_prompts, check_sampling, prompts_as_lists
 from torchmask.generation.sampling import sample, uniforms_of
 from torchmask.modules import Decoder
 
@@ -34,7 +35,7 @@ OnToken = Callable[[int, int], bool | None]
 @torch.no_grad()
 def generate(
     model: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     *,
     max_new_tokens: int,
     max_seq_len: int | None = None,
@@ -55,7 +56,8 @@ def generate(
 
     Args:
         model: in any mode, which it is in again afterwards.
-        prompts: token ids, at least one each, BOS included where the model wants one. All are one batch.
+        prompts: token ids, at least one each, BOS included where the model wants one; lists, or 1-D arrays or tensors
+            of integers. All are one batch.
         max_seq_len: of prompt and completion together; None = where learned positions end, else nowhere, though few
             models are of use far beyond `model.spec.max_seq_len`.
         temperature: 0 takes the most probable token each time; above 0 sampling divides the logits by it.
@@ -67,13 +69,16 @@ def generate(
         on_token: called for every new token in turn; costs a copy to the host each step.
 
     Raises:
-        ConfigError: an option out of its range (C13).
+        ConfigError: an option of the wrong type (C03) or out of its range (C13); prompts that are not token ids (C03).
         DataError: an empty prompt (D06), one that leaves no room in max_seq_len (D09), or ids that the
             model does not have (D15).
-        DivergedError: the model's logits are not numbers (R01).
+        DivergedError: the model's logits are not numbers (R01), at any step of a completion that still runs.
     """
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    _check_prompts(model, prompts, first_index, max_seq_len)
+    check_decoding(max_seq_len=max_seq_len, stop_ids=stop_ids, prefix=prefix, first_index=first_index)
+    prompts = prompts_as_lists(prompts, first_index=first_index)
+    limit = _length_limit(model, max_seq_len)
+    check_prompts(prompts, first_index=first_index, limit=limit, vocab_size=model.spec.vocab_size)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     device = model.embed_tokens.weight.device
@@ -92,14 +97,18 @@ def generate(
     finished = torch.zeros_like(running.rows, dtype=torch.bool)
     with _evaluating(model):
         for step in range(max(room)):
-            token = choose(running.logits(step), running.rows, step)
+            logits = running.logits(step)
+            broken = ~(finished | logits.amax(-1).isfinite())  # NaN is the largest of all; -inf is a token left out
+            token = choose(logits, running.rows, step)
             finished |= torch.isin(token, stops)
             num_kept[running.rows] += ~finished
             if on_token is not None:
-                finished |= _told(on_token, running.rows, token, finished)
+                finished |= _told(on_token, running.rows, token, finished, broken)
             finished |= budgets[running.rows] == step + 1
             running.add(token, step)
-            num_running = len(finished) - int(finished.sum())
+            num_running, num_broken = torch.stack(((~finished).sum(), broken.sum())).tolist()  # the host waits once
+            if num_broken:
+                raise _not_numbers()
             if num_running == 0:
                 break
             if num_running <= len(finished) // 2:
@@ -145,19 +154,13 @@ class _Running:
             self._visible_from = torch.where(in_prompt, starts, slots)
 
     def logits(self, step: int) -> Tensor:
-        """[B', V] of the next tokens.
-
-        Raises:
-            DivergedError: R01, they are not numbers.
-        """
+        """[B', V] of the next tokens."""
         if step > 0 and step in self._switches:  # a text is long now, so all its tokens rotate by other frequencies
             new = self.new_tokens[self.rows, :step].tolist()
             texts = [[*self._prompts[row], *tokens] for row, tokens in zip(self.rows.tolist(), new)]
             self._read(texts, left=self._num_steps - step)
         hidden = self._model(self._tokens, self._positions, self._visible_until, self._visible_from, cache=self._cache)
-        logits = self._model.lm_head(hidden[:, -1])
-        if step == 0 and logits.isnan().any():
-            raise DivergedError("R01", "the model's logits are not numbers", fix="check the checkpoint's weights")
+        logits: Tensor = self._model.lm_head(hidden[:, -1])
         return logits
 
     def add(self, token: Tensor, step: int) -> None:
@@ -205,48 +208,17 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple
     return tokens.to(device), positions.to(device), visible_until.to(device)
 
 
-def check_sampling(
-    *, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
-) -> None:
-    """Refuses options out of their range.
-
-    Raises:
-        ConfigError: C13.
-    """
-    checks = (
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "0 or more"),
-        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (the most probable token) or more"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "1 or more, or null"),
-        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1, or null"),
-        ("seed", seed, seed is None or seed >= 0, "0 or more, or null"),
-    )
-    for name, value, is_fine, allowed in checks:
-        if not is_fine:
-            raise ConfigError("C13", f"{name} is {value}", where=name, fix=f"{name} must be {allowed}")
-
-
-def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]], first_index: int, max_seq_len: int | None) -> None:
-    limit, vocab_size = _length_limit(model, max_seq_len), model.spec.vocab_size
-    for i, prompt in enumerate(prompts):
-        where = f"prompt {first_index + i + 1}"
-        if not prompt:
-            raise DataError("D06", "the prompt has no tokens", where=where, fix="start it with the BOS token")
-        if limit is not None and len(prompt) >= limit:
-            message = f"{len(prompt)} tokens leave no room to answer; max_seq_len is {limit}"
-            raise DataError("D09", message, where=where, fix="shorten the prompt")
-        if max(prompt) >= vocab_size or min(prompt) < 0:
-            token = next(token for token in prompt if not 0 <= token < vocab_size)
-            message = f"token id {token} is not one of the model's {vocab_size}"
-            raise DataError("D15", message, where=where, fix="use the tokenizer that belongs to the model")
-
-
-def _told(on_token: OnToken, rows: Tensor, token: Tensor, finished: Tensor) -> Tensor:
-    """[B] bool: which rows the callback has ended, told of the tokens of those that still ran."""
-    ended = [
-        not is_finished and bool(on_token(row, new))
-        for row, new, is_finished in zip(rows.tolist(), token.tolist(), finished.tolist())
-    ]
+def _told(on_token: OnToken, rows: Tensor, token: Tensor, finished: Tensor, broken: Tensor) -> Tensor:
+    """[B'] bool: which rows the callback has ended, told of those that still ran; R01 if one of these is broken."""
+    states = torch.stack((rows, token, finished, broken), dim=1).tolist()
+    if any(is_broken for *_, is_broken in states):
+        raise _not_numbers()
+    ended = [not is_finished and bool(on_token(row, new)) for row, new, is_finished, _ in states]
     return torch.tensor(ended, device=finished.device)
+
+
+def _not_numbers() -> DivergedError:
+    return DivergedError("R01", "the model's logits are not numbers", fix="check the checkpoint's weights")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def sample(
     Args:
         logits: [B, V].
         uniforms: [B] float64 in [0, 1).
-        temperature: above 0; divides the logits.
+        temperature: above 0, however small; divides the logits.
         top_k: only this many of the most probable tokens can be chosen.
         top_p: only the most probable tokens whose mass reaches this (Holtzman et al. 2019, arXiv 1904.09751), at least
             one; in (0, 1].
@@ -34,7 +34,10 @@ def sample(
     >>> [sample(logits, torch.tensor([u], dtype=torch.float64), top_p=0.6).item() for u in (0.0, 0.6, 0.99)]
     [0, 0, 1]
     """
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    limits = torch.finfo(logits.dtype)  # beyond them the temperature would be 0 or infinite in this dtype
+    # Of differences, which are 0 at the most, none becomes infinite but those whose probability is 0.
+    scaled = (logits - logits.amax(-1, keepdim=True)) / min(max(temperature, limits.tiny), limits.max)
     ranked: Tensor | None = None
     if top_k is not None:
         scaled, ranked = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1)
@@ -49,6 +52,7 @@ def sample(
     # u * total < total in fp64 for every u < 1, and a token of probability 0 never is the first to pass it.
     target = uniforms[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True)  # [B, 1]
+    chosen.clamp_(max=cumulative.shape[-1] - 1)  # logits that are NaN: the caller will tell, `gather` would die on CUDA
     return (chosen if ranked is None else ranked.gather(-1, chosen))[:, 0]
 
 

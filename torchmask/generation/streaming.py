@@ -1,11 +1,10 @@
 """Text of tokens as they come, without ever showing half of a character.
 
 A token can end inside a multi-byte character, and a sentencepiece decoder drops the blank before the first word it
-sees, so tokens cannot be decoded one by one. A window is decoded instead: the tokens shown last, for context, and those
-not yet shown.
+sees, some all blanks before it, so tokens cannot be decoded one by one. A window is decoded instead: the tokens shown
+last, for context, back to one that is no blank, and those not yet shown.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -55,7 +54,8 @@ class TextStream:
         text = self._text_of_waiting()
         if not text or text.endswith(REPLACEMENT):
             return ""
-        self._shown, self._waiting = self._waiting, []
+        is_blank = not text.strip(" ")  # decoders drop it, so it is no context by itself
+        self._shown, self._waiting = [*self._shown, *self._waiting] if is_blank else self._waiting, []
         return self._certain(text)
 
     def finish(self) -> str:
@@ -90,14 +90,22 @@ def decode_continuation(tokenizer: Decodes, prompt: Sequence[int], completion: S
     return both[len(before) :] if both.startswith(before) else tokenizer.decode(list(completion))
 
 
-def stop_on_text(tokenizer: Decodes, texts: Sequence[str]) -> Callable[[int, int], bool]:
+def stop_on_text(
+    tokenizer: Decodes, texts: Sequence[str], *, contexts: Sequence[Sequence[int]] | None = None
+) -> Callable[[int, int], bool]:
     """An `on_token` for `generate` that ends a completion once one of `texts` is in it; cut it with `before_stop`.
 
     Texts, unlike stop ids, may begin and end anywhere in a token.
+
+    Args:
+        contexts: of each prompt, the tokens that its completion's text goes on from, as of `TextStream`: a text that
+            begins with a blank is found in the first token only so; None = completions stand for themselves.
     """
-    streams: defaultdict[int, TextStream] = defaultdict(lambda: TextStream(tokenizer, stop=texts))
+    streams: dict[int, TextStream] = {}
 
     def is_complete(index: int, token: int) -> bool:
+        if index not in streams:
+            streams[index] = TextStream(tokenizer, context=contexts[index] if contexts else (), stop=texts)
         streams[index].push(token)
         return streams[index].is_stopped
 

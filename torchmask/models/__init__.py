@@ -2,34 +2,15 @@
 
 import sys
 
-from torchmask.models.adapter_files import load_adapter, save_adapter, weights_fingerprint
-from torchmask.models.adapters import adapt
-from torchmask.models.bloom import (
-    bloom_1b1,
-    bloom_1b7,
-    bloom_3b,
-    bloom_7b1,
-    bloom_176b,
-    bloom_560m,
-)
+from torchmask.models.adapter_export import save_adapter
+from torchmask.models.adapter_layout import weights_fingerprint
+from torchmask.models.adapter_loading import load_adapter
+from torchmask.models.adapters import adapt, load_or_init
+from torchmask.models.bloom import bloom_1b1, bloom_1b7, bloom_3b, bloom_7b1, bloom_176b, bloom_560m
 from torchmask.models.export import save_pretrained
-from torchmask.models.falcon import (
-    falcon_7b,
-    falcon_11b,
-    falcon_40b,
-    falcon_180b,
-    falcon_rw_1b,
-    falcon_rw_7b,
-)
+from torchmask.models.falcon import falcon_7b, falcon_11b, falcon_40b, falcon_180b, falcon_rw_1b, falcon_rw_7b
 from torchmask.models.family import Family
-from torchmask.models.folder import (
-    FAMILIES,
-    from_config,
-    from_pretrained,
-    load_or_init,
-    load_pretrained,
-    read_config,
-)
+from torchmask.models.folder import FAMILIES, from_config, from_pretrained, load_pretrained, read_config
 from torchmask.models.gemma import (
     gemma2_2b,
     gemma2_9b,
@@ -42,13 +23,7 @@ from torchmask.models.gemma import (
     gemma_2b,
     gemma_7b,
 )
-from torchmask.models.gpt2 import (
-    distilgpt2,
-    gpt2_large,
-    gpt2_medium,
-    gpt2_small,
-    gpt2_xl,
-)
+from torchmask.models.gpt2 import distilgpt2, gpt2_large, gpt2_medium, gpt2_small, gpt2_xl
 from torchmask.models.gpt_neox import (
     gpt_neox_20b,
     pythia_1_4b,
@@ -62,10 +37,7 @@ from torchmask.models.gpt_neox import (
     pythia_160m,
     pythia_410m,
 )
-from torchmask.models.gpt_oss import (
-    gpt_oss_20b,
-    gpt_oss_120b,
-)
+from torchmask.models.gpt_oss import gpt_oss_20b, gpt_oss_120b
 from torchmask.models.granite import (
     granite_3_0_2b,
     granite_3_0_8b,
@@ -104,11 +76,7 @@ from torchmask.models.llama import (
     yi_9b,
     yi_34b,
 )
-from torchmask.models.ministral3 import (
-    ministral3_3b,
-    ministral3_8b,
-    ministral3_14b,
-)
+from torchmask.models.ministral3 import ministral3_3b, ministral3_8b, ministral3_14b
 from torchmask.models.mistral import (
     codestral_22b,
     ministral_8b,
@@ -120,26 +88,9 @@ from torchmask.models.mistral import (
     mistral_small_22b,
     mistral_small_24b,
 )
-from torchmask.models.mixtral import (
-    mixtral_8x7b,
-    mixtral_8x22b,
-)
-from torchmask.models.olmo import (
-    olmo2_1b,
-    olmo2_7b,
-    olmo2_13b,
-    olmo2_32b,
-    olmo3_7b,
-    olmo3_32b,
-)
-from torchmask.models.phi3 import (
-    phi3_5_mini,
-    phi3_medium_4k,
-    phi3_mini_4k,
-    phi3_mini_128k,
-    phi4_14b,
-    phi4_mini,
-)
+from torchmask.models.mixtral import mixtral_8x7b, mixtral_8x22b
+from torchmask.models.olmo import olmo2_1b, olmo2_7b, olmo2_13b, olmo2_32b, olmo3_7b, olmo3_32b
+from torchmask.models.phi3 import phi3_5_mini, phi3_medium_4k, phi3_mini_4k, phi3_mini_128k, phi4_14b, phi4_mini
 from torchmask.models.qwen import (
     deepseek_r1_distill_qwen_1_5b,
     deepseek_r1_distill_qwen_7b,
@@ -179,15 +130,9 @@ from torchmask.models.qwen3_moe import (
     qwen3_235b_a22b_2507,
     qwen3_coder_30b_a3b,
 )
-from torchmask.models.resize import (
-    resize_embeddings,
-)
-from torchmask.models.smollm3 import (
-    smollm3_3b,
-)
-from torchmask.models.weights import (
-    init_weights,
-)
+from torchmask.models.resize import resize_embeddings
+from torchmask.models.smollm3 import smollm3_3b
+from torchmask.models.weights import init_weights
 
 __all__ = [
     "FAMILIES",

@@ -8,6 +8,7 @@ sharded, filled and saved as before. Merging never touches live weights: a save 
 import math
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from torch.distributed.tensor import DTensor
 
 from torchmask.errors import ConfigError
 from torchmask.lora import LoRA
+from torchmask.models.conversions import whole_tensor
+from torchmask.models.folder import load_pretrained
 from torchmask.models.resize import has_new_rows
-from torchmask.models.weights import copy_into
+from torchmask.models.weights import copy_into, init_weights
 from torchmask.modules.decoder import Decoder
 from torchmask.modules.head import Head
 from torchmask.modules.lora import LoRALinear, adapted_layers, is_adapter
+from torchmask.modules.moe import MoE
 
 ROUTER = "router"
 
@@ -39,25 +43,20 @@ def adapt(model: Decoder, lora: LoRA | None, *, seed: int = 0, has_new_tokens: b
     """
     if lora is None:
         return 0
-    if any(adapted_layers(model)):
-        raise ConfigError(
-            "C09", "the model has adapters already", where="lora", fix="load it anew, or merge them first"
-        )
+    refuse_adapted(model)
     layers = linear_layers(model)
-    if lora.targets is None:
-        chosen = [name for name in layers if _leaf(name) != ROUTER]
-    else:
-        _check_named(lora.targets, {_leaf(name) for name in layers}, "lora.targets")
-        chosen = [name for name in layers if _leaf(name) in lora.targets]
-    whole = _modules_to_train(model, lora.also_train)
-    embedding = {"embed_tokens", "lm_head"} if model.spec.tie_embeddings else {"embed_tokens"}
-    if (has_new_tokens or has_new_rows(model)) and not embedding & set(lora.also_train):
+    targets = lora.targets or sorted({_leaf(name) for name in layers})
+    _check_targets(targets, {_leaf(name) for name in layers}, any(isinstance(m, MoE) for m in model.modules()))
+    whole = _trained_whole(model, lora.also_train)
+    tables = {"embed_tokens"} if model.spec.tie_embeddings else {"embed_tokens", "lm_head"}
+    if (has_new_tokens or has_new_rows(model)) and not tables <= set(lora.also_train):
         raise ConfigError(
             "C09",
-            "tokens were added to the vocabulary, and their rows of the embedding would stay as they are",
+            "tokens were added to the vocabulary, and what the model knows of them would stay as it is",
             where="lora.also_train",
-            fix="lora.also_train=[embed_tokens,lm_head]",
+            fix=f"lora.also_train=[{','.join(sorted(tables))}]",
         )
+    chosen = [name for name in layers if _leaf(name) in targets]
     model.requires_grad_(False)
     for name in chosen:
         attach(model, name, rank=lora.rank, scale=lora.scale, dropout=lora.dropout)
@@ -68,13 +67,21 @@ def adapt(model: Decoder, lora: LoRA | None, *, seed: int = 0, has_new_tokens: b
     return len(chosen)
 
 
+def refuse_adapted(model: nn.Module) -> None:
+    """Raises ConfigError C09 if a model has adapters."""
+    if any(adapted_layers(model)):
+        fix = "load the model anew, or from a folder that it was exported to, where they are merged in"
+        raise ConfigError("C09", "the model has adapters already", where="lora", fix=fix)
+
+
 def linear_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that can have an adapter: all linear ones but the head."""
-    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and not isinstance(m, Head)]
+    """Names of the layers that can have an adapter: all linear ones but the head and routers."""
+    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and not isinstance(m, Head)]
+    return [name for name in linear if _leaf(name) != ROUTER]
 
 
 def attach(model: nn.Module, name: str, *, rank: int, scale: float, dropout: float = 0.0) -> LoRALinear:
-    """Puts an adapter with unset values onto one linear layer, in place of one that it may have."""
+    """Puts an adapter with unset values onto one linear layer."""
     parent, _, leaf = name.rpartition(".")
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear), name
@@ -83,22 +90,30 @@ def attach(model: nn.Module, name: str, *, rank: int, scale: float, dropout: flo
     return adapted
 
 
-def _modules_to_train(model: nn.Module, names: list[str]) -> list[nn.Module]:
-    with_parameters = [(name, m) for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    _check_named(names, {_leaf(name) for name, _ in with_parameters}, "lora.also_train")
-    return [module for name, module in with_parameters if _leaf(name) in names]
-
-
-def _check_named(names: list[str], known: set[str], where: str) -> None:
+def _check_targets(names: list[str], known: set[str], has_experts: bool) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
-        hint = "; the matrices of experts take no adapters" if ROUTER in known else ""
+        hint = "; routers and the matrices of experts take no adapters" if has_experts else ""
+        message = f"the model has no linear layer called {', '.join(map(repr, unknown))}{hint}"
+        raise ConfigError("C09", message, where="lora.targets", fix=f"choose among {', '.join(sorted(known))}")
+
+
+def _trained_whole(model: nn.Module, names: list[str]) -> list[nn.Module]:
+    """The embeddings, heads and norms of these names: what a folder of adapters can hold beside them."""
+    known: dict[str, list[nn.Module]] = {}
+    for name, module in model.named_modules():
+        own = {leaf for leaf, _ in module.named_parameters(recurse=False)}
+        if own and own <= {"weight", "bias"} and (isinstance(module, Head) or not isinstance(module, nn.Linear)):
+            known.setdefault(_leaf(name), []).append(module)
+    unknown = [name for name in names if name not in known]
+    if unknown:
         raise ConfigError(
             "C09",
-            f"the model has no layer called {', '.join(map(repr, unknown))}{hint}",
-            where=where,
-            fix=f"choose among {', '.join(sorted(known))}",
+            f"{', '.join(map(repr, unknown))} cannot be trained whole beside adapters",
+            where="lora.also_train",
+            fix=f"choose among {', '.join(sorted(known))}; linear layers learn through their adapters (lora.targets)",
         )
+    return [module for name in names for module in known[name]]
 
 
 def _leaf(name: str) -> str:
@@ -115,6 +130,21 @@ def init_adapters(model: nn.Module, *, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
         copy_into(layer.lora_a, torch.empty(layer.lora_a.shape).uniform_(-bound, bound, generator=generator))
         copy_into(layer.lora_b, torch.zeros(layer.lora_b.shape))
+
+
+def load_or_init(model: Decoder, folder: str | Path | None, *, seed: int) -> None:
+    """Fills a materialised model with the weights of a folder, or with random ones where None is named.
+
+    Adapters are new ones in both cases.
+
+    Raises:
+        WeightsError: as of `load_pretrained`.
+    """
+    if folder is None:
+        init_weights(model, seed=seed)
+    else:
+        load_pretrained(model, folder)
+    init_adapters(model, seed=seed)
 
 
 class _Merged(Mapping[str, Tensor]):
@@ -149,7 +179,7 @@ def merged_weight(layer: LoRALinear) -> Tensor:
     if not (isinstance(weight, DTensor) and isinstance(b, DTensor)):
         return _merge(weight, a, b, layer.scale)
     # A layer's matrices are all cut into rows, so a rank has the same rows of B as of W.
-    local = _merge(weight.to_local(), whole(a), b.to_local(), layer.scale)
+    local = _merge(weight.to_local(), whole_tensor(a), b.to_local(), layer.scale)
     return DTensor.from_local(
         local, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride(), run_check=False
     )
@@ -158,8 +188,3 @@ def merged_weight(layer: LoRALinear) -> Tensor:
 def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     wide = torch.promote_types(weight.dtype, torch.float32)
     return torch.addmm(weight.to(wide), b.to(wide), a.to(wide), alpha=scale).to(weight.dtype)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; collective where it is."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

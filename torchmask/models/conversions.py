@@ -10,7 +10,9 @@ would hold whole tensors.
 Legend: E experts, K kv heads, H heads, C head_dim, D embed_dim, F intermediate_dim.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -254,8 +256,8 @@ def hub_tensors(
         dtype: of the result; None keeps each one's own.
         device: where they are put together; `meta` for ranks that only take part in the gathering.
     """
-    layout = {name: layout[name] for name in tensors if name in layout}
     shapes = hub_shapes(layout)
+    layout = {name: layout[name] for name in tensors if name in layout}
     makers: dict[str, dict[str, None]] = {}  # of each of the checkpoint's tensors, in order
     for name, pieces in layout.items():
         for piece in pieces:
@@ -268,18 +270,22 @@ def hub_tensors(
         done.update(together)
         pieces = layout.get(name, ())
         if len(together) == 1 and (not pieces or _is_rename(pieces)):
-            whole = _whole(tensors[name])
+            whole = whole_tensor(tensors[name])
             yield pieces[0].hub if pieces else name, whole.to(dtype) if dtype is not None else whole
             continue
         put_together: dict[str, Tensor] = {}
+        num_written: Counter[str] = Counter()
         for ours in together:
-            whole = _whole(tensors[ours])
+            whole = whole_tensor(tensors[ours])
             everything = tuple(range(size) for size in whole.shape)
             for piece in layout[ours]:
                 if piece.hub not in put_together:
                     put_together[piece.hub] = torch.empty(shapes[piece.hub], dtype=dtype or whole.dtype, device=device)
                 piece.as_ours(put_together[piece.hub][piece.in_theirs()]).copy_(whole[piece.in_ours(everything)])
+                num_written[piece.hub] += math.prod(map(len, piece.ours))
             del whole
+        lacking = [name for name, tensor in put_together.items() if num_written[name] != tensor.numel()]
+        assert not lacking, f"{lacking} hold more of our tensors than were given"
         yield from put_together.items()
 
 
@@ -289,5 +295,6 @@ def _is_rename(pieces: tuple[Piece, ...]) -> bool:
     return not more and first.theirs == first.ours and not first.transposed
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded, detached; collective where it is."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

@@ -35,12 +35,7 @@ def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | 
     family = family_of(model.hub_config)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model is on the meta device: it has no weights to write")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "there is a file of this name" if isinstance(error, FileExistsError | NotADirectoryError) else error
-        message = f"the model's folder cannot be made: {reason}"
-        raise EnvironmentFault("K05", message, where=str(folder), fix="name another folder") from error
+    make_folder(folder)
     parameters = merged_parameters(model)  # a tied head comes once, as the embedding
     writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     tensors = hub_tensors(family.layout(model), parameters, dtype=dtype, device="cpu" if writes else "meta")
@@ -61,3 +56,17 @@ def save_pretrained(model: Decoder, folder: str | Path, *, dtype: torch.dtype | 
     new = folder / new_name("config.json")
     new.write_text(json.dumps(config, indent=2) + "\n")
     new.replace(folder / "config.json")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it.
+
+    Raises:
+        EnvironmentFault: K05, it cannot be made, as where there is a file of its name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of this name" if isinstance(error, FileExistsError | NotADirectoryError) else error
+        message = f"the model's folder cannot be made: {reason}"
+        raise EnvironmentFault("K05", message, where=str(folder), fix="name another folder") from error

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,19 @@ from torchmask.models import (
     qwen3_moe,
     smollm3,
 )
-from torchmask.models.adapters import init_adapters
+from torchmask.models.config_values import WRONG_VALUE
 from torchmask.models.family import Family, build_model
 from torchmask.models.resize import with_new_rows
 from torchmask.models.scope import out_of_scope, refuse_quantised
-from torchmask.models.weight_files import FileTensor, open_folder
-from torchmask.models.weights import FLOATS, init_weights, load_weights
+from torchmask.models.weight_files import FileTensor, check_folder, open_folder
+from torchmask.models.weights import heads_differ, load_weights
 from torchmask.modules.decoder import Decoder
 from torchmask.modules.spec import DecoderSpec
 
+CONFIG_FILE = "config.json"
+GET_CONFIG = "take the config.json that was published with the model"
+_HOW_TO_ADD = "docs/families.md, 'Adding a family'"
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
-_ROWS_COMPARED = 1024
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -87,9 +90,9 @@ def from_pretrained(
         ConfigError: a dtype or device that there is not.
         EnvironmentFault: a device that this machine does not have.
     """
-    folder = Path(folder).expanduser()
+    folder = check_folder(Path(folder).expanduser())
     config = read_config(folder)
-    family = family_of(config)
+    family = family_of(config, where=_config_file(folder))
     spec = _spec_of(family, config, folder)
     if spec.tie_embeddings and _holds_own_head(folder, family):
         config = {**config, "tie_word_embeddings": False}
@@ -117,20 +120,31 @@ def from_config(
         WeightsError: no config.json, or one that names an unknown family.
     """
     content = read_config(config)
-    family = family_of(content)
+    family = family_of(content, where=_config_file(config))
     spec = _spec_of(family, content, config)
     return build_model(family, spec, dtype=dtype, device=device, config=content, seed=seed)
 
 
+def _config_file(config: dict[str, Any] | str | Path) -> str:
+    """What `read_config` reads, for messages."""
+    if isinstance(config, dict):
+        return CONFIG_FILE
+    path = Path(config).expanduser()
+    if meta_llama.is_meta_folder(path):
+        return str(path / meta_llama.PARAMS_FILE)
+    return str(path / CONFIG_FILE if path.is_dir() else path)
+
+
 def _spec_of(family: Family, content: dict[str, Any], config: dict[str, Any] | str | Path) -> DecoderSpec:
+    where = _config_file(config)
     try:
         return family.spec_from_config(content)
+    except WeightsError as error:  # of a value, by families that know no files
+        raise WeightsError(error.id, error.message, where=where, fix=error.fix) from error
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        where = "config.json" if isinstance(config, dict) else str(config)
         why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise WeightsError("W05", f"config.json describes no model: {why}", where=where, fix="get it again") from error
+        message = f"{Path(where).name} describes no model: {why}"
+        raise WeightsError("W05", message, where=where, fix=WRONG_VALUE) from error
 
 
 def load_pretrained(model: Decoder, folder: str | Path) -> None:
@@ -141,39 +155,32 @@ def load_pretrained(model: Decoder, folder: str | Path) -> None:
     """
     folder, family = Path(folder).expanduser(), family_of(model.hub_config)
     if meta_llama.is_meta_folder(folder):
-        tensors, layout = meta_llama.open_checkpoint(folder, family.layout(model), model.spec.head_dim)
+        parts = meta_llama.open_parts(folder, model.spec.embed_dim)
+        if model.spec.tie_embeddings and meta_llama.has_own_head(list(parts.values())):
+            raise _untied("output.weight", "tok_embeddings.weight", folder)
+        tensors, layout = meta_llama.join_parts(parts, family.layout(model), model.spec.head_dim)
         tensors = with_new_rows(model, tensors, layout)
-        load_weights(model, tensors, layout, where=str(folder), derived=meta_llama.DERIVED)
+        derived, config_file = meta_llama.DERIVED, meta_llama.PARAMS_FILE
+        load_weights(model, tensors, layout, where=str(folder), derived=derived, config_file=config_file)
         return
-    refuse_quantised(read_config(folder) if (folder / "config.json").exists() else model.hub_config, str(folder))
+    check_folder(folder)
+    refuse_quantised(read_config(folder) if (folder / CONFIG_FILE).exists() else model.hub_config, str(folder))
     tensors = open_folder(folder)
     if model.spec.tie_embeddings and _has_own_head(tensors, family):
-        head, embedding = (tensors[family.hub_name(ours, tensors)] for ours in (_HEAD, _EMBEDDING))
-        raise WeightsError(
-            "W05",
-            f"{head.name} differs from {embedding.name}, and the model has one parameter for both",
-            where=str(folder),
-            fix="set tie_word_embeddings: false in the config.json that the model is built from, or build it by"
-            " from_pretrained from this folder",
-        )
+        raise _untied(family.hub_name(_HEAD, tensors), family.hub_name(_EMBEDDING, tensors), folder)
     layout = family.layout(model, tensors)
     tensors = with_new_rows(model, tensors, layout)
     load_weights(model, tensors, layout, where=str(folder), derived=family.derived)
 
 
-def load_or_init(model: Decoder, folder: str | Path | None, *, seed: int) -> None:
-    """Fills a materialised model with the weights of a folder, or with random ones where None is named.
-
-    Adapters are new ones in both cases.
-
-    Raises:
-        WeightsError: as of `load_pretrained`.
-    """
-    if folder is None:
-        init_weights(model, seed=seed)
-    else:
-        load_pretrained(model, folder)
-    init_adapters(model, seed=seed)
+def _untied(head: str, embedding: str, folder: Path) -> WeightsError:
+    return WeightsError(
+        "W05",
+        f"{head} differs from {embedding}, and the model has one parameter for both",
+        where=str(folder),
+        fix="set tie_word_embeddings: false in the config.json that the model is built from, or build it by"
+        " from_pretrained from this folder",
+    )
 
 
 def _holds_own_head(folder: Path, family: Family) -> bool:
@@ -187,18 +194,8 @@ def _holds_own_head(folder: Path, family: Family) -> bool:
 
 
 def _has_own_head(tensors: Mapping[str, FileTensor], family: Family) -> bool:
-    """Whether a checkpoint has another head than the embedding; rows are read up to the first that differs."""
-    embedding, head = (tensors.get(family.hub_name(ours, tensors)) for ours in (_EMBEDDING, _HEAD))
-    if embedding is None or head is None or not {embedding.dtype, head.dtype} <= set(FLOATS):
-        return False
-    if head.shape != embedding.shape:
-        return True
-    for start in range(0, head.shape[0], _ROWS_COMPARED):
-        rows = (slice(start, min(start + _ROWS_COMPARED, head.shape[0])), slice(None))
-        one, other = head.read(rows), embedding.read(rows)
-        if not (one.equal(other) if one.dtype == other.dtype else one.double().equal(other.double())):
-            return True
-    return False
+    """Whether a checkpoint has another head than the embedding."""
+    return heads_differ(*(tensors.get(family.hub_name(ours, tensors)) for ours in (_HEAD, _EMBEDDING)))
 
 
 def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
@@ -208,7 +205,7 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
     path = Path(config).expanduser()
     if meta_llama.is_meta_folder(path):
         return meta_llama.read_config(path)
-    path = path / "config.json" if path.is_dir() else path
+    path = path / CONFIG_FILE if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a mark of the byte order
     except FileNotFoundError as error:
@@ -219,21 +216,28 @@ def read_config(config: dict[str, Any] | str | Path) -> dict[str, Any]:
             fix="name a model folder in Hugging Face layout; `torchmask download REPO --output-dir FOLDER` makes one",
         ) from error
     except ValueError as error:
-        raise WeightsError("W05", f"not valid JSON: {error}", where=str(path), fix="get the file again") from error
+        raise WeightsError("W05", f"not valid JSON: {error}", where=str(path), fix=GET_CONFIG) from error
     if not isinstance(content, dict):
-        raise WeightsError("W05", "not a JSON object", where=str(path), fix="get the file again")
+        raise WeightsError("W05", "not a JSON object", where=str(path), fix=GET_CONFIG)
     return content
 
 
-def family_of(config: dict[str, Any]) -> Family:
-    """The family that a config.json names."""
+def family_of(config: dict[str, Any], *, where: str = CONFIG_FILE) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+        WeightsError: W10, none that torchmask knows; with what it is, or the name that may have been meant.
+    """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        what = out_of_scope(config) or "is not a family torchmask knows"
-        raise WeightsError(
-            "W10",
-            f"model_type {model_type!r} {what}; known: {', '.join(sorted(FAMILIES))}",
-            where="config.json",
-            fix="use a model of a known family",
-        )
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    known = f"known: {', '.join(sorted(FAMILIES))}"
+    if model_type is None:
+        message, fix = f"model_type is missing; {known}", f"{GET_CONFIG}; it says which family the model is of"
+        raise WeightsError("W10", message, where=where, fix=fix)
+    why = out_of_scope(config, FAMILIES)
+    near = [] if why else get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.8)
+    fix = f"did you mean {near[0]!r}? Otherwise use" if near else "use"
+    fix += " a model of a known family" + ("" if why else f", or add its own: {_HOW_TO_ADD}")
+    message = f"model_type {model_type!r} {why or 'is not a family torchmask knows'}; {known}"
+    raise WeightsError("W10", message, where=where, fix=fix)

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "intermediate_size": 11_008,
     "num_attention_heads": 32,
     "num_key_value_heads": None,
+    "head_dim": None,
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,

@@ -7,7 +7,7 @@ Llama 3 by rows). And rotary positions turn neighbouring channels (2i, 2i + 1) o
 
 Reference: https://github.com/meta-llama/llama-models, models/llama3/model.py (`apply_rotary_emb`, `FeedForward`).
 
-Legend: C head_dim, N files.
+Legend: C head_dim, D embed_dim, N files.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 from torchmask.errors import WeightsError
 from torchmask.models.conversions import Layout, Piece, Shape, pattern_of
 from torchmask.models.weight_files import FileTensor, open_files
+from torchmask.models.weights import heads_differ
 
 DERIVED = ("rope.freqs",)
 WEIGHT_NAMES = {
@@ -34,6 +35,11 @@ WEIGHT_NAMES = {
     "norm.weight": "norm.weight",
     "lm_head.weight": "output.weight",
 }
+PARAMS_FILE = "params.json"
+_COUNTS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
+_NUMBERS = ("norm_eps", "rope_theta", "ffn_dim_multiplier", "rope_scaling_factor", "rope_high_freq_factor")
+_OPTIONAL = ("n_kv_heads", "rope_theta", "ffn_dim_multiplier", "rope_scaling_factor", "rope_high_freq_factor")
+_GET = "take the params.json that was published with these weights"
 _ROTATED = ("attn.q_proj.weight", "attn.k_proj.weight")
 _REFUSED = {
     "vision_chunk_size": "a model of images, which is out of torchmask's scope",
@@ -46,7 +52,7 @@ _REFUSED = {
 def is_meta_folder(folder: Path) -> bool:
     """Whether the folder is a checkpoint of Meta's, and not one in Hugging Face layout."""
     return (
-        (folder / "params.json").is_file()
+        (folder / PARAMS_FILE).is_file()
         and not (folder / "config.json").exists()
         and any(folder.glob("consolidated*.pth"))
     )
@@ -55,36 +61,63 @@ def is_meta_folder(folder: Path) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json that a folder of Meta's would have.
 
-    What params.json does not say is taken from the tensors (vocabulary, whether the head is the embedding, dtype) and
-    from the generation it is of (longest sequence, factor of the scaled rope), as the Hub's config.json files have it.
+    What params.json does not say is taken from the tensors (vocabulary, whether the head is the embedding) and from the
+    generation it is of (longest sequence, factor of the scaled rope), as the Hub's config.json files have it.
 
     Raises:
         WeightsError: W05 for a params.json that describes no Llama, W03 or W06 for missing or refused weights.
     """
-    file = folder / "params.json"
-    files = checkpoint_files(folder)
+    params = _read_params(folder / PARAMS_FILE)
+    parts = open_parts(folder, params["dim"])
+    first = next(iter(parts.values()))
+    if "tok_embeddings.weight" not in first or len(first["tok_embeddings.weight"].shape) != 2:
+        held = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(first.items())[:5]) or "nothing"
+        message = f"no matrix tok_embeddings.weight in {next(iter(parts))}; it holds {held}"
+        raise WeightsError("W05", message, where=str(folder), fix="name a folder of a Llama as Meta publishes it")
+    return _config(params, list(parts.values()))
+
+
+def _read_params(file: Path) -> dict[str, Any]:
     try:
-        params = json.loads(file.read_text(encoding="utf-8"))
+        params = json.loads(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(params, dict):
+            raise ValueError("it is not a JSON object")
         unread = [what for key, what in _REFUSED.items() if params.get(key) not in (None, -1)]
         if unread:
             raise ValueError(f"it is {unread[0]}")
-        return _config(params, open_files(files[:1]), len(files))
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise WeightsError(
-            "W05", f"params.json describes no Llama: {why}", where=str(file), fix="get it again"
-        ) from error
+        _check_params(params)
+    except ValueError as error:
+        raise WeightsError("W05", f"params.json describes no Llama: {error}", where=str(file), fix=_GET) from error
+    return params
 
 
-def _config(params: dict[str, Any], tensors: dict[str, FileTensor], num_files: int) -> dict[str, Any]:
+def _check_params(params: dict[str, Any]) -> None:
+    for key in (*_COUNTS, *_NUMBERS):
+        value, kind = params.get(key), (int if key in _COUNTS else int | float)
+        if key not in params and key not in _OPTIONAL:
+            raise ValueError(f"it has no {key!r}")
+        if value is None and key in _OPTIONAL:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool) or not value > 0:
+            what = "a whole number above 0" if key in _COUNTS else "a number above 0"
+            raise ValueError(f"{key} is {value!r}; it must be {what}")
+    vocab_size = params.get("vocab_size", -1)
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool):
+        raise ValueError(f"vocab_size is {vocab_size!r}; it must be a whole number, -1 where the weights say it")
+    num_heads, num_kv_heads = params["n_heads"], params.get("n_kv_heads") or params["n_heads"]
+    if params["dim"] % num_heads:
+        raise ValueError(f"n_heads is {num_heads}, which does not divide dim, {params['dim']}")
+    if num_heads % num_kv_heads:
+        raise ValueError(f"n_kv_heads is {num_kv_heads}, which does not divide n_heads, {num_heads}")
+
+
+def _config(params: dict[str, Any], parts: list[dict[str, FileTensor]]) -> dict[str, Any]:
     dim, num_heads = params["dim"], params["n_heads"]
-    vocab_size, (rows, columns) = params.get("vocab_size", -1), tensors["tok_embeddings.weight"].shape
+    vocab_size, (rows, columns) = params.get("vocab_size", -1), parts[0]["tok_embeddings.weight"].shape
     if vocab_size <= 0:
-        vocab_size = rows * num_files if columns == dim else rows  # cut by rows (or whole), or by columns
-    tied = "output.weight" not in tensors or _begin_alike(tensors["output.weight"], tensors["tok_embeddings.weight"])
-    rope_theta, scaled = params.get("rope_theta", 10_000.0), params.get("use_scaled_rope", False)
+        vocab_size = rows * len(parts) if columns == dim else rows  # cut by rows (or whole), or by columns
+    tied = not has_own_head(parts)
+    rope_theta, scaled = params.get("rope_theta") or 10_000.0, params.get("use_scaled_rope", False)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -114,10 +147,12 @@ def _config(params: dict[str, Any], tensors: dict[str, FileTensor], num_files: i
     return {**config, "bos_token_id": first, "eos_token_id": last}
 
 
-def _begin_alike(one: FileTensor, other: FileTensor) -> bool:
-    """Whether a few rows are the same, which those of different tensors never are."""
-    some = (slice(0, 8), slice(None))
-    return one.shape == other.shape and one.read(some).equal(other.read(some))
+def has_own_head(parts: list[dict[str, FileTensor]]) -> bool:
+    """Whether any file's part of the head differs from its part of the embedding; all rows are compared.
+
+    Where the two are cut along different dimensions they count as two: no published model that ties them is.
+    """
+    return any(heads_differ(part.get("output.weight"), part.get("tok_embeddings.weight")) for part in parts)
 
 
 def _intermediate_size(params: dict[str, Any]) -> int:
@@ -138,27 +173,53 @@ def checkpoint_files(folder: Path) -> list[Path]:
         WeightsError: W03, one is missing.
     """
     files = sorted(folder.glob("consolidated*.pth"))
-    missing = sorted({f"consolidated.{i:02d}.pth" for i in range(len(files))} - {file.name for file in files})
+    missing = sorted({_file_name(i) for i in range(len(files))} - {file.name for file in files})
     if missing and [file.name for file in files] != ["consolidated.pth"]:
         found = ", ".join(file.name for file in files)
         message = f"{missing[0]} is missing; the folder holds {found}"
-        raise WeightsError("W03", message, where=str(folder), fix="download the folder again")
+        raise WeightsError("W03", message, where=str(folder), fix="download the files that are missing")
     return files
 
 
-def open_checkpoint(folder: Path, hub_layout: Layout, head_dim: int) -> tuple[dict[str, FileTensor], Layout]:
-    """The tensors of a folder of Meta's, by file and name, and where in them our parameters are.
+def _file_name(i: int) -> str:
+    return f"consolidated.{i:02d}.pth"
+
+
+def open_parts(folder: Path, dim: int) -> dict[str, dict[str, FileTensor]]:
+    """The tensors of each file of a folder, by the file's name, then their own.
 
     Args:
-        hub_layout: of the same model in the Hub's files, for the names and shapes of our parameters.
-        head_dim: C.
+        dim: D; every file holds an equal part of the D rows of wq, so the first tells how many files there are to be.
 
     Raises:
-        WeightsError: W03 or W06 for missing or refused files.
+        WeightsError: W03, a file is missing; W05, there is one too many; W06 for refused files.
     """
     files = checkpoint_files(folder)
-    parts = [open_files([file]) for file in files]
-    tensors = {f"{file.name}: {name}": tensor for file, part in zip(files, parts) for name, tensor in part.items()}
+    parts = {file.name: open_files([file]) for file in files}
+    query = parts[files[0].name].get("layers.0.attention.wq.weight")
+    num_rows, num_columns = query.shape if query is not None and len(query.shape) == 2 else (0, 0)
+    if query is None or num_columns != dim or not num_rows or dim % num_rows or dim // num_rows == len(files):
+        return parts  # what does not fit otherwise is told by name and shape
+    each = f"of the {dim} rows of {query.name} {files[0].name} holds {num_rows}, so there are {dim // num_rows} files"
+    found = f"the folder has {', '.join(parts)}"
+    if len(files) < dim // num_rows:
+        message, fix = f"{_file_name(len(files))} is missing: {each}; {found}", "download the files that are missing"
+        raise WeightsError("W03", message, where=str(folder), fix=fix)
+    raise WeightsError("W05", f"{each}; {found}", where=str(folder), fix="remove the files of another model")
+
+
+def join_parts(
+    parts: dict[str, dict[str, FileTensor]], hub_layout: Layout, head_dim: int
+) -> tuple[dict[str, FileTensor], Layout]:
+    """The tensors of all files, by file and name, and where in them our parameters are.
+
+    Args:
+        parts: as `open_parts` gives them.
+        hub_layout: of the same model in the Hub's files, for the names and shapes of our parameters.
+        head_dim: C.
+    """
+    tensors = {f"{file}: {name}": tensor for file, part in parts.items() for name, tensor in part.items()}
+    first = next(iter(parts.values()))
     layout: Layout = {}
     for ours, pieces in hub_layout.items():
         pattern, layer = pattern_of(ours)
@@ -166,9 +227,9 @@ def open_checkpoint(folder: Path, hub_layout: Layout, head_dim: int) -> tuple[di
             continue
         name = WEIGHT_NAMES[pattern].replace("{}", layer)
         whole = tuple(axis.stop for axis in pieces[-1].ours)
-        part = parts[0][name].shape if name in parts[0] else whole
+        part = first[name].shape if name in first else whole
         rotated = head_dim if ours.endswith(_ROTATED) else None
-        layout[ours] = _pieces([f"{file.name}: {name}" for file in files], whole, part, rotated)
+        layout[ours] = _pieces([f"{file}: {name}" for file in parts], whole, part, rotated)
     read = {piece.hub for pieces in layout.values() for piece in pieces}
     names = {hub.split(": ")[1] for hub in read}
     # What several files hold alike (norms, and keys of fewer heads than files) is read from the first of them.

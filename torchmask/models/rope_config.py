@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torchmask.errors import WeightsError
 from torchmask.models.config_values import refusal
 from torchmask.modules.rope_scaling import (
     DynamicRopeScaling,
@@ -138,6 +137,7 @@ def _scaling(table: dict[str, Any], config: dict[str, Any]) -> RopeScaling | Non
     )
     if kind == "default":
         return None
+    _check_numbers(config, ("original_max_position_embeddings",))
     if kind == "linear":
         return LinearRopeScaling(factor=table["factor"])
     if kind == "dynamic":
@@ -168,7 +168,7 @@ def _scaling(table: dict[str, Any], config: dict[str, Any]) -> RopeScaling | Non
             truncate=table.get("truncate", True),
         )
     known = "default, linear, dynamic, llama3, yarn, longrope"
-    raise WeightsError("W05", f"rope scaling {kind!r} is not known; known: {known}", where="config.json")
+    raise refusal({"rope_type": kind}, "rope_type", f"known rope scalings: {known}")
 
 
 def _yarn_attention(table: dict[str, Any], factor: float) -> float:

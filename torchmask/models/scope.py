@@ -1,5 +1,6 @@
 """What torchmask does not read, told by name: families of another kind, and quantised checkpoints."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torchmask.errors import WeightsError
@@ -30,10 +31,14 @@ _FRIENDS = ("vision_config", "audio_config", "speech_config", "vision_tower", "m
 _STATES = ("ssm_cfg", "mamba_d_state", "mamba_d_conv", "state_size", "linear_conv_kernel_dim")
 
 
-def out_of_scope(config: dict[str, Any]) -> str | None:
+def out_of_scope(config: dict[str, Any], known: Collection[str] = ()) -> str | None:
     """Why a family that torchmask does not know will not be known, as the end of a sentence; None = it might be one.
 
     Told by name, and of other names by the keys that only such configurations have.
+
+    Args:
+        config: the content of a config.json.
+        known: the types that torchmask knows, which the text part of a model of images may be of.
 
     >>> out_of_scope({"model_type": "mamba"})
     "is recurrent or a hybrid with linear attention, which is out of torchmask's scope"
@@ -42,9 +47,10 @@ def out_of_scope(config: dict[str, Any]) -> str | None:
     recurrent, multimodal, encoder = _KINDS
     for kind, names in _KINDS.items():
         if model_type in names.split():
-            text, inner = _TEXT_ALONE.get(str(model_type)), config.get("text_config")
-            text = inner.get("model_type", text) if text and isinstance(inner, dict) else text
-            return f"{kind} (its text model alone, {text!r}, is not)" if text else kind
+            inner = config.get("text_config")
+            said = inner.get("model_type") if isinstance(inner, dict) else None
+            text = said if said in known else _TEXT_ALONE.get(str(model_type))
+            return f"{kind}; its text part alone, saved as a {text!r}, is within it" if text else kind
     layer_types = config.get("layer_types")
     if any(key in config for key in _FRIENDS):
         return multimodal

@@ -130,6 +130,18 @@ class PackedTensor:
         return rows[..., column].mT
 
 
+def check_folder(folder: Path) -> Path:
+    """The folder, if it is no file.
+
+    Raises:
+        WeightsError: W03, it is.
+    """
+    if folder.is_file():
+        fix = f"name the folder that holds it, {folder.parent}"
+        raise WeightsError("W03", "this is a file; a model is a folder", where=str(folder.absolute()), fix=fix)
+    return folder
+
+
 def open_folder(folder: Path) -> dict[str, FileTensor]:
     """The tensors of a folder in Hugging Face layout, by name; safetensors if there are any, else pickles.
 
@@ -220,7 +232,7 @@ def _read_index(file: Path) -> dict[str, str]:
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError("weight_map is not a table of file names")
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError("W01", f"not a valid index: {error}", where=str(file), fix="get the file again") from error
+        raise WeightsError("W01", f"not a valid index: {error}", where=str(file), fix=_GET_AGAIN) from error
     return weight_map
 
 

@@ -27,6 +27,7 @@ from torchmask.modules.norm import OffsetRMSNorm
 
 MAX_SHARD_BYTES = 5 * 2**30
 _MAX_ROWS = 10
+_ROWS_COMPARED = 1024
 FLOATS = ("F64", "F32", "F16", "BF16")
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _NOT_NUMBERS = ("NaN", "Inf")
@@ -41,6 +42,7 @@ def load_weights(
     *,
     where: str,
     derived: tuple[str, ...] = (),
+    config_file: str = "config.json",
 ) -> None:
     """Fills the model's parameters, whole or sharded (FSDP2), casting to each one's dtype.
 
@@ -51,6 +53,7 @@ def load_weights(
         layout: where the checkpoint keeps each parameter.
         where: the folder, for messages.
         derived: endings of the checkpoint's names that are computed, not learned, and are skipped.
+        config_file: which says what the model is, for messages.
 
     Raises:
         WeightsError: W05 for missing, unexpected or mis-shaped tensors (all listed, by the file's names), W11 for
@@ -72,7 +75,9 @@ def load_weights(
     problems += [f"missing: {name}" for name in sorted((own - wanted.keys()) | (shapes.keys() - tensors.keys()))]
     problems += [f"unexpected: {name}" for name in tensors if name not in known and not name.endswith(derived)]
     if problems:
-        raise _wrong_tensors(where, problems)
+        held, asked = (_num_layers(names) for names in (tensors, known))
+        guess = f"the weights have {held} layers, {config_file} says {asked}" if held not in (0, asked) else ""
+        raise _wrong_tensors(where, problems, guess=guess, config_file=config_file)
     order = {file: i for i, file in enumerate(dict.fromkeys(tensor.file for tensor in tensors.values()))}
     found: Counter[tuple[str, str]] = Counter()
     for ours, pieces in sorted(wanted.items(), key=lambda item: order[tensors[item[1][0].hub].file]):
@@ -103,14 +108,38 @@ def _refuse_quantised(tensors: Iterable[FileTensor], where: str) -> None:
         )
 
 
-def _wrong_tensors(where: str, problems: list[str]) -> WeightsError:
+def _num_layers(names: Iterable[str]) -> int:
+    """One more than the highest of the first numbers in the names of tensors, which are those of the layers."""
+    numbers = ([int(part) for part in name.rpartition(": ")[2].split(".") if part.isdigit()] for name in names)
+    return 1 + max((first for first, *_ in filter(None, numbers)), default=-1)
+
+
+def _wrong_tensors(where: str, problems: list[str], *, guess: str, config_file: str) -> WeightsError:
     shown = problems[:_MAX_ROWS] + (["..."] if len(problems) > _MAX_ROWS else [])
+    told = f"{len(problems)} tensors do not fit the model" + (f" ({guess})" if guess else "")
     return WeightsError(
         "W05",
-        f"{len(problems)} tensors do not fit the model:\n    " + "\n    ".join(shown),
+        f"{told}:\n    " + "\n    ".join(shown),
         where=where,
-        fix="use the config.json that belongs to these weights",
+        fix=f"use the {config_file} that belongs to these weights",
     )
+
+
+def heads_differ(head: FileTensor | None, embedding: FileTensor | None) -> bool:
+    """Whether a checkpoint's head is another than its embedding; rows are compared up to the first that differs.
+
+    Where one of them is not there it is not; nor where one is quantised, which whoever loads it is told.
+    """
+    if head is None or embedding is None or not {head.dtype, embedding.dtype} <= set(FLOATS):
+        return False
+    if head.shape != embedding.shape:
+        return True
+    for start in range(0, head.shape[0], _ROWS_COMPARED):
+        rows = (slice(start, min(start + _ROWS_COMPARED, head.shape[0])), slice(None))
+        one, other = (tensor.read(rows[: len(tensor.shape)]) for tensor in (head, embedding))
+        if not (one.equal(other) if one.dtype == other.dtype else one.double().equal(other.double())):
+            return True
+    return False
 
 
 @torch.no_grad()

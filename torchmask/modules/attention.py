@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torchmask.modules.attention_flex import attend_flex
 from torchmask.modules.attention_kernels import attend_parts
 from torchmask.modules.attention_mask import AttentionMask
-from torchmask.modules.attention_scores import ScoreRule
+from torchmask.modules.attention_scores import ScoreRule, matmul_by_group
 from torchmask.modules.attention_varlen import attend_varlen
 from torchmask.modules.norm import build_norm
 from torchmask.modules.rope import apply_rope
@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim, self.num_heads = spec.head_dim, spec.num_heads
         self.scale, self.softcap = spec.attn_scale_of(layer), spec.attn_softcap
-        self.alibi, self.alibi_scale, self.alibi_rounded = spec.alibi, spec.alibi_scale, spec.alibi_rounded
+        self.alibi_scale, self.alibi_rounded = spec.alibi_scale, spec.alibi_rounded
         self.qk_norm = spec.qk_norm
         query_dim, kv_dim = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = nn.Linear(spec.embed_dim, query_dim, bias=spec.qkv_bias)
@@ -73,8 +73,7 @@ class SelfAttention(nn.Module):
             q, k = apply_rope(q, *rope[:2]), apply_rope(k, *rope[-2:])
         if cache is not None:
             k, v = cache.append(k, v)
-        slopes = alibi_slopes(self.num_heads, q.device) if self.alibi else None
-        rule = ScoreRule(self.scale, self.softcap, slopes, self.alibi_scale, self.alibi_rounded)
+        rule = ScoreRule(self.scale, self.softcap, mask.alibi_slopes, self.alibi_scale, self.alibi_rounded)
         out = attend(q, k, v, mask, rule, sinks=self.sinks)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -157,8 +156,6 @@ def attend_dense(
         sinks: [H].
     """
     num_queries, num_keys = q.shape[2], k.shape[2]
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if visible is None:
         every = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
         visible = every.tril(num_keys - num_queries)
@@ -168,8 +165,10 @@ def attend_dense(
     scores = scores.masked_fill(~visible, -torch.inf)
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        return torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1].to(v.dtype) @ v
-    return scores.softmax(-1).to(v.dtype) @ v
+        shares = torch.cat((scores, sink), dim=-1).softmax(-1)[..., :-1]
+    else:
+        shares = scores.softmax(-1)
+    return matmul_by_group(shares.to(v.dtype), v)
 
 
 # The parts differ from batch to batch: compiling for each would never end.

@@ -40,6 +40,7 @@ class AttentionMask:
         blocks: a `BlockMask` of `torch.nn.attention.flex_attention`.
         documents: the documents' lengths, for the varlen kernel.
         positions: [B, S] int64, for ALiBi; the queries are the last T. None = slot numbers.
+        alibi_slopes: [H] fp32, carried along for all layers; None = no ALiBi.
     """
 
     reference: Tensor | None = None
@@ -48,6 +49,7 @@ class AttentionMask:
     blocks: Any = None
     documents: DocumentLengths | None = None
     positions: Tensor | None = None
+    alibi_slopes: Tensor | None = None
 
 
 def build_attention_mask(

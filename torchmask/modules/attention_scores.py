@@ -1,6 +1,6 @@
 """What attention makes of the products of queries and keys before the softmax.
 
-Legend: H heads, L queries, S keys, C head_dim.
+Legend: H heads, K kv heads, L queries, S keys, C head_dim.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ScoreRule:
 
         Args:
             q: [.., H, L, C].
-            k: [.., H, S, C].
+            k: [.., K, S, C], K divides H.
             positions: [.., L] int64 of queries and [.., S] of keys, where there are slopes.
         """
         scores = self.capped_scores(q, k)
@@ -52,7 +52,8 @@ class ScoreRule:
 
     def capped_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """[.., H, L, S]: `scores` without ALiBi's bias."""
-        products, scale = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)), self.scale_for(q.shape[-1])
+        products, scale = matmul_by_group(q, k.mT), self.scale_for(q.shape[-1])
+        products = products.to(torch.promote_types(q.dtype, torch.float32))
         if not torch.is_grad_enabled():  # as in the kernels, whose time goes into making new tensors of this size
             products.mul_(scale if self.softcap is None else scale / self.softcap)
             return products if self.softcap is None else products.tanh_().mul_(self.softcap)
@@ -97,3 +98,19 @@ class ScoreRule:
     def rounded_heights(slopes: Tensor, positions: Tensor) -> Tensor:
         """[.., H, S] bf16, what scores have fallen by since position 0, from [.., S] positions."""
         return slopes.to(torch.bfloat16)[:, None] * positions.to(torch.bfloat16)[..., None, :]
+
+
+def matmul_by_group(x: Tensor, y: Tensor) -> Tensor:
+    """[.., H, M, P]: products of [.., H, M, N] and [.., K, N, P], where H / K heads in a row share one of the K.
+
+    The rows of such heads are the rows of one product, so that nothing is repeated.
+
+    >>> x, y = torch.tensor([[[1.0]], [[2.0]], [[3.0]], [[4.0]]]), torch.tensor([[[10.0]], [[100.0]]])
+    >>> matmul_by_group(x, y).flatten().tolist()
+    [10.0, 20.0, 300.0, 400.0]
+    """
+    groups = x.shape[-3] // y.shape[-3]
+    if groups == 1:
+        return x @ y
+    rows = x.unflatten(-3, (-1, groups)).flatten(-3, -2)  # [.., K, H / K * M, N]
+    return (rows @ y).unflatten(-2, (groups, -1)).flatten(-4, -3)

@@ -6,13 +6,14 @@ get them ready made.
 Legend: B rows, T slots, D embed_dim, V vocab_size.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torchmask.modules.attention import SelfAttention
+from torchmask.modules.attention import SelfAttention, alibi_slopes
 from torchmask.modules.attention_mask import AttentionMask, build_attention_mask
 from torchmask.modules.attention_varlen import heads_fit
 from torchmask.modules.head import Head
@@ -211,6 +212,9 @@ class Decoder(nn.Module):
                     window=window,
                     biased=biased,
                 )
+        if spec.alibi:
+            slopes = alibi_slopes(spec.num_heads, tokens.device)
+            masks = {window: replace(mask, alibi_slopes=slopes) for window, mask in masks.items()}
         return masks
 
     def new_cache(self, num_rows: int, num_slots: int) -> KVCache:

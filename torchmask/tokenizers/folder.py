@@ -178,11 +178,19 @@ def _refuse_placeholder(path: Path) -> bytes:
     return head
 
 
-def read_roles(folder: Path, backend: Backend) -> Roles:
+def read_roles(folder: Path, backend: Backend, *, vocab_size: int) -> Roles:
     """BOS, EOS, padding and stop ids: from the configuration files where they speak, else from the model file.
 
     Order: tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json, the model file, the
     usual names. A token that tokenizer_config.json sets to null does not exist.
+
+    Args:
+        folder: with the configuration files.
+        backend: its tokenizer.
+        vocab_size: how many ids there are, those of tokens to be added included.
+
+    Raises:
+        ConfigError: C10, an id that is none; C11, a token that the tokenizer does not have.
     """
     tokens = {**backend.markers, **backend.specials}
     named = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
@@ -193,10 +201,12 @@ def read_roles(folder: Path, backend: Backend) -> Roles:
         if key in named:
             text = named[key].get("content") if isinstance(named[key], dict) else named[key]
             return None if text is None else _id_of(text, key, tokens, backend, folder)
-        for config in (generation, model):
+        for file, config in (("generation_config.json", generation), ("config.json", model)):
             ids = _ids(config.get(f"{key}_id"), f"{key}_id", folder)
-            if ids:
+            if ids and ids[0] < vocab_size:
                 return ids[0]
+            if ids and name == "eos":  # the others are often left at their library's default, which is of another model
+                raise _outside(ids[0], folder / file, vocab_size)
         if of_model_file is not None:
             return tokens[of_model_file]
         return next((tokens[usual] for usual in _USUAL_NAMES[name] if usual in tokens), None)
@@ -236,6 +246,15 @@ def _ids(value: int | list[int] | None, key: str, folder: Path) -> list[int]:
         message = f"{key} of generation_config.json or config.json is {value!r}, expected an id or a list of ids"
         raise ConfigError("C10", message, where=str(folder))
     return [id for id in ids if id >= 0]
+
+
+def _outside(id: int, path: Path, vocab_size: int) -> ConfigError:
+    return ConfigError(
+        "C11",
+        f"eos_token_id is {id}, and the tokenizer's ids end at {vocab_size - 1}: its files lack that token",
+        where=str(path),
+        fix="copy the model's tokenizer.json or tokenizer_config.json into the folder, or set eos_token there",
+    )
 
 
 def _id_of(text: str, key: str, tokens: dict[str, int], backend: Backend, folder: Path) -> int:

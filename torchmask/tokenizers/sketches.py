@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from torchmask.messages import Message, Piece, RenderedBatch, TokenKind
 from torchmask.tokenizers.backend import Encoded, EncodedTexts, IntArray, offsets_of
+from torchmask.tokenizers.encoders import Encoders
 from torchmask.tokenizers.formats import ChatFormat
 
 _RUN = -1
@@ -60,14 +61,13 @@ class Sketcher:
     def __init__(
         self,
         native: ChatFormat,
+        encoders: Encoders,
         *,
-        encode_structure: Callable[[str], Encoded],
-        encode_control: Callable[[str], Encoded],
         markers: Sequence[str],
     ) -> None:
         assert native.shown is not None
         self._native, self._shown, self._markers = native, native.shown, tuple(markers)
-        self._encode_structure, self._encode_control = encode_structure, encode_control
+        self._encoders = encoders
         self._skeletons: dict[tuple[tuple[str, bool, bool, bool], ...], Skeleton | None] = {}
         self._blocks: list[tuple[IntArray, npt.NDArray[np.uint8], IntArray]] = []  # ids, kinds, turns
         self._lock = Lock()
@@ -102,7 +102,7 @@ class Sketcher:
             Message(role, _STAND_IN if is_text else "", eot=eot, ipython=ipython)
             for role, eot, ipython, is_text in shape
         ]
-        pieces = [piece for piece in self._native.pieces(messages, None, False) if piece.text]
+        pieces = [piece for piece in self._native.write(messages, None, False) if piece.text]
         if any(piece.apart for piece in pieces):
             return None
         units: list[int] = []
@@ -117,11 +117,11 @@ class Sketcher:
                 at += 1
             prefix = "".join([piece.text for piece in run[:-1]])
             if run[0].is_token:
-                block.append((self._encode_control(run[0].text), run[0]))
+                block.append((self._encoders.control(run[0].text), run[0]))
             elif len({piece.turn for piece in run}) > 1:
                 return None
             elif len({piece.kind for piece in run}) == 1 and all(piece.offset < 0 for piece in run):
-                block.append((self._encode_structure(prefix + run[-1].text), run[0]))
+                block.append((self._encoders.structure(prefix + run[-1].text), run[0]))
             elif _is_prefix_and_text(run) and prefix.isascii():
                 units += self._keep(block)
                 units.append(_RUN)

@@ -13,14 +13,14 @@ A template for which this does not hold is refused; its masks would be guesses.
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
 from torchmask.errors import DataError
 from torchmask.messages import Message
-from torchmask.tokenizers.formats import NATIVE_FORMATS, Tools
+from torchmask.tokenizers.formats import Tools
 from torchmask.tokenizers.pieces import Piece
 from torchmask.tokenizers.sandbox import RefusedByTemplate, compile_template
 from torchmask.tokenizers.shield import Shield, alternatives
@@ -40,6 +40,7 @@ class TemplateFormat:
         control: every control token's text.
         writable: those that an assistant's own text may hold as tokens.
         stops: those known to end a turn.
+        instead: names native formats that this tokenizer could use, for messages.
         where: the folder, for messages.
     """
 
@@ -52,11 +53,12 @@ class TemplateFormat:
         control: Sequence[str],
         writable: Sequence[str],
         stops: Sequence[str],
+        instead: Callable[[], Sequence[str]],
         where: str,
     ) -> None:
         self._sources, self._where = dict(templates), where
         self._bos, self._eos = bos, eos
-        self._stops = stops
+        self._stops, self._instead = stops, instead
         self._writable = frozenset(writable)
         self._any_control = alternatives(control)
         self._not_writable = alternatives(text for text in control if text not in self._writable)
@@ -326,9 +328,12 @@ class TemplateFormat:
     def _cannot_locate(self, index: int, messages: Sequence[Any], cause: str) -> DataError:
         message = messages[index]
         role = message["role"] if isinstance(message, dict) else message.role
+        formats = self._instead()
         return DataError(
             "D14",
             f"turn {index + 1} of {len(messages)} ({role}) cannot be located in what the chat template writes: {cause}",
             where=self._where,
-            fix=f"use a built-in chat_format ({', '.join(NATIVE_FORMATS)}), or leave this turn untrained",
+            fix=f"use a built-in chat_format ({', '.join(formats)}), or leave this turn untrained"
+            if formats
+            else "leave this turn untrained; no built-in chat_format fits this vocabulary",
         )

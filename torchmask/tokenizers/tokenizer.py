@@ -8,19 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from torchmask.errors import ConfigError, DataError
+from torchmask.errors import DataError
 from torchmask.messages import Message, Rendered, RenderedBatch, default_mask
 from torchmask.tokenizers.added_tokens import CONFIG_FILE, AddedToken, swallow_blanks, tokens_in_answers
 from torchmask.tokenizers.backend import Backend
 from torchmask.tokenizers.encoders import Encoders
-from torchmask.tokenizers.extension import (
-    extended,
-    new_tokens,
-    noted_tokens,
-    tokens_of_template,
-)
+from torchmask.tokenizers.extension import extended, new_tokens, noted_tokens, tokens_of_template
 from torchmask.tokenizers.folder import Roles, open_backend, read_roles
-from torchmask.tokenizers.formats import ASSISTANT_MARKERS, NATIVE_FORMATS, ChatFormat, native_format
+from torchmask.tokenizers.formats import ASSISTANT_MARKERS, ChatFormat, fitting_formats, native_format, no_chat_format
+from torchmask.tokenizers.given_messages import check_messages
 from torchmask.tokenizers.json_files import read_json
 from torchmask.tokenizers.pieces import Piece
 from torchmask.tokenizers.saving import CHAT_FORMAT_KEY, write_tokenizer
@@ -49,25 +45,22 @@ def from_pretrained(
             the tokenizer lacks.
     """
     folder = Path(folder)
-    backend, files = open_backend(folder)
     chat_format = chat_format or read_json(folder / CONFIG_FILE).get(CHAT_FORMAT_KEY)
-    added = new_tokens(add_tokens, backend, special=True)
-    return _opened(folder, backend, files, chat_format, added)
+    return _opened(folder, chat_format, partial(new_tokens, add_tokens, special=True))
 
 
-def _opened(
-    folder: Path, backend: Backend, files: Sequence[Path], chat_format: str | None, added: Sequence[AddedToken]
-) -> "Tokenizer":
+def _opened(folder: Path, chat_format: str | None, find_added: Callable[[Backend], list[AddedToken]]) -> "Tokenizer":
     """A tokenizer with added tokens, which its chat format may need."""
-    roles = read_roles(folder, backend)
+    backend, files = open_backend(folder)
+    added = find_added(backend)
+    roles = read_roles(folder, backend, vocab_size=backend.vocab_size + len(added))
     backend = extended(backend, added)
     return Tokenizer(folder, backend, roles, chat_format=chat_format, files=files, added=added)
 
 
 def _restored(folder: Path, chat_format: str | None, added: Sequence[AddedToken]) -> "Tokenizer":
     """A pickled tokenizer."""
-    backend, files = open_backend(folder)
-    return _opened(folder, backend, files, chat_format, added)
+    return _opened(folder, chat_format, lambda _: list(added))
 
 
 class Tokenizer:
@@ -95,8 +88,7 @@ class Tokenizer:
         self.folder, self.chat_format = folder, chat_format
         self.bos_id, self.eos_id, self.pad_id = roles.bos, roles.eos, roles.pad
         self.adds_bos = roles.adds_bos
-        self._files, self._roles = list(files), roles
-        self._added = tuple(added)
+        self._files, self._roles, self._added = list(files), roles, tuple(added)
         self._use(backend)
 
     def _use(self, backend: Backend) -> None:
@@ -111,8 +103,8 @@ class Tokenizer:
         self._encoders = Encoders(backend, self.control_tokens, alone=alone, where=str(self.folder))
         templates = {} if self._native is not None else read_templates(self.folder)
         markers = [text for text in ASSISTANT_MARKERS if text in backend.markers]
-        noted = noted_tokens(self.folder, self.control_tokens)
-        own = [text for text in (*noted, *(token.text for token in self._added)) if text in self.control_tokens]
+        noted = [*noted_tokens(self.folder, self.control_tokens), *(token.text for token in self._added)]
+        own = [text for text in noted if text in self.control_tokens]
         if own:  # those that the format itself writes are its structure: in an answer they are typed text
             written = self._written_tokens(templates, markers)
             own = [text for text in own if text not in written]
@@ -122,12 +114,7 @@ class Tokenizer:
         self._sketcher: Sketcher | None = None
         is_plain = not backend.swallows and (alone or backend.middle is None)
         if self._native is not None and self._native.shown is not None and is_plain:
-            self._sketcher = Sketcher(
-                self._native,
-                encode_structure=self._encoders.structure,
-                encode_control=self._encoders.control,
-                markers=self._writable,
-            )
+            self._sketcher = Sketcher(self._native, self._encoders, markers=self._writable)
 
     @property
     def num_added(self) -> int:
@@ -156,9 +143,19 @@ class Tokenizer:
         return len(new)
 
     def _find_native(self, name: str) -> ChatFormat:
+        return native_format(name, **self._vocabulary, where=str(self.folder))
+
+    @property
+    def _vocabulary(self) -> dict[str, Any]:
+        """What native formats need to know: `control`, `bos`, `eos`."""
         bos_id = self.bos_id if self.adds_bos else None  # formats that name their BOS write it all the same
         bos, eos = (None if id is None else self._control_texts.get(id) for id in (bos_id, self.eos_id))
-        return native_format(name, control=self.control_tokens, bos=bos, eos=eos, where=str(self.folder))
+        return {"control": self.control_tokens, "bos": bos, "eos": eos}
+
+    @property
+    def fitting_formats(self) -> list[str]:
+        """Names of the native chat formats all of whose control tokens this vocabulary has."""
+        return fitting_formats(**self._vocabulary)
 
     def _written_tokens(self, templates: Mapping[str, str], markers: Sequence[str]) -> set[str]:
         """Control tokens that the chat format puts around any messages."""
@@ -171,29 +168,26 @@ class Tokenizer:
         if not templates:
             return None
         names: Mapping[int | None, str] = dict(self._control_texts.items())
+        bos, eos = names.get(self.bos_id, ""), names.get(self.eos_id, "")
+        stops = [names[id] for id in self._roles.stops if id in names]
+        instead = partial(fitting_formats, **self._vocabulary)
         return TemplateFormat(
-            templates,
-            bos=names.get(self.bos_id, ""),
-            eos=names.get(self.eos_id, ""),
-            control=list(self.control_tokens),
-            writable=writable,
-            stops=[names[id] for id in self._roles.stops if id in names],
-            where=str(self.folder),
-        )
+            templates, bos=bos, eos=eos, control=list(self.control_tokens), writable=writable, stops=stops,
+            instead=instead, where=str(self.folder),
+        )  # fmt: skip
 
     def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Path, str | None, tuple[AddedToken, ...]]]:
         return _restored, (self.folder, self.chat_format, self._added)
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines its ids: its files, the chat format and the libraries, as a key for caches."""
-        names = ("tokenizers", "tiktoken", "sentencepiece")
         return {
             "files": list(self._files),
             "chat_format": self.chat_format,
             "templates": read_templates(self.folder) if self.chat_format is None else {},
             "ids": [self.bos_id, self.eos_id, self.pad_id, *self._roles.stops],
             "adds_bos": self.adds_bos,
-            "versions": {name: version(name) for name in names},
+            "versions": {name: version(name) for name in ("tokenizers", "tiktoken", "sentencepiece")},
             **({"added": [[token.text, token.id, token.special] for token in self._added]} if self._added else {}),
         }
 
@@ -211,9 +205,8 @@ class Tokenizer:
         ends = list(self._native.stops) if self._native else []
         if self._template is not None:
             ends += [end for end in (self._template.end_of_turn, self._template.end_of_call) if end is not None]
-        return tuple(
-            dict.fromkeys([*self._roles.stops, *(self.control_tokens[t] for t in ends if t in self.control_tokens)])
-        )
+        of_format = [self.control_tokens[text] for text in ends if text in self.control_tokens]
+        return tuple(dict.fromkeys([*self._roles.stops, *of_format]))
 
     def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
         """Ids of plain text; what looks like a control token in it is text.
@@ -276,8 +269,8 @@ class Tokenizer:
 
         Raises:
             ConfigError: C06, the tokenizer has no chat format.
-            DataError: D07, roles in an order that the format does not take; D08, arguments of a call that are no
-                object; D14, a template whose turns cannot be located.
+            DataError: D07, roles that the format does not take, or not in this order; D08, messages that are none, or
+                arguments of a call that are no object; D14, a template whose turns cannot be located.
         """
         pieces = self.write(messages, tools, add_generation_prompt)
         return self._encoders.assemble(pieces if edit is None else edit(pieces))
@@ -289,17 +282,13 @@ class Tokenizer:
         add_generation_prompt: bool = False,
     ) -> list[Piece]:
         """The conversation as the chat format writes it, not yet tokenised: the first half of `render`."""
+        check_messages(messages)
         if self._native is not None:
             pieces = self._native.write(messages, tools, add_generation_prompt)
         elif self._template is not None:
             pieces = self._template.pieces(messages, tools, add_generation_prompt)
         else:
-            raise ConfigError(
-                "C06",
-                "this tokenizer has no chat template, so conversations need a chat_format",
-                where=str(self.folder),
-                fix=f"set tokenizer.chat_format to one of {', '.join(NATIVE_FORMATS)}",
-            )
+            raise no_chat_format(self.fitting_formats, where=str(self.folder))
         if self._own is not None:
             pieces = tokens_in_answers(pieces, messages, self._own)
         return swallow_blanks(pieces, self._backend.swallows) if self._backend.swallows else pieces
@@ -355,12 +344,7 @@ class Tokenizer:
         Where the chat format is a native one, generation_config.json says its stop tokens, for transformers.
         """
         write_tokenizer(
-            Path(folder),
-            self.folder,
-            self._files,
-            chat_format=self.chat_format,
-            added=self._added,
-            control=self.control_tokens,
-            stops=self.stop_ids,
+            Path(folder), self.folder, self._files,
+            chat_format=self.chat_format, added=self._added, control=self.control_tokens, stops=self.stop_ids,
             roles={"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id},
-        )
+        )  # fmt: skip

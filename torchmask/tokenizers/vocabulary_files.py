@@ -32,6 +32,8 @@ _KIND_OF_MODEL = {
     "qwen3_moe": "qwen2",
 }
 _USUAL_CONTROL = ("<|endoftext|>", "<s>", "</s>", "<unk>", "<pad>", "<mask>")
+# Qwen's vocabulary has some of these as HTML that it read; its control tokens are behind it, in the configuration.
+_CONTROL_OF_KIND = {"qwen2": ("<|endoftext|>",)}
 
 
 def byte_level_bpe(vocab: Path, merges: Path, *, config: Mapping[str, Any]) -> Any:
@@ -58,7 +60,8 @@ def byte_level_bpe(vocab: Path, merges: Path, *, config: Mapping[str, Any]) -> A
     if kind != "gpt2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    control = [text for text in _USUAL_CONTROL if tokenizer.token_to_id(text) is not None]
+    usual = _CONTROL_OF_KIND.get(kind, _USUAL_CONTROL)
+    control = [text for text in usual if tokenizer.token_to_id(text) is not None]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
     return tokenizer
 

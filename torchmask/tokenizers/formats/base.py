@@ -37,6 +37,7 @@ class ChatFormat:
         optional: texts that are tokens where the tokenizer has them, and plain text elsewhere.
         takes_tools: whether it writes tools and the assistant's calls.
         takes_reasoning: whether it writes reasoning that is not in the content.
+        roles: those it writes, in any order; empty = it looks at the order of roles itself, or writes any role.
         alone: whether its publisher's code encodes each text between control tokens as if it stood alone, whatever the
             tokenizer's file says about text that follows a token.
     """
@@ -49,20 +50,23 @@ class ChatFormat:
     optional: tuple[str, ...] = ()
     takes_tools: bool = False
     takes_reasoning: bool = False
+    roles: tuple[str, ...] = ()
     alone: bool = False
 
     def write(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> list[Piece]:
         """The conversation as the format writes it.
 
         Raises:
-            DataError: D07, roles in an order that the format does not take, tools or reasoning where it writes none;
-                D08, arguments of a call that are no object.
+            DataError: D07, roles that the format does not write or in an order that it does not take, tools or
+                reasoning where it writes none; D08, arguments of a call that are no object.
         """
         check_arguments(messages)
         if not self.takes_tools:
             _refuse_tools(self.name, messages, tools)
         if not self.takes_reasoning:
             _refuse_reasoning(self.name, messages)
+        if self.roles:
+            _refuse_roles(self.name, messages, self.roles)
         return self.pieces(messages, tools, add_generation_prompt)
 
 
@@ -194,20 +198,25 @@ def _turns_fix(role: str, takes_system: bool, takes_tools: bool) -> str:
     return f"{order} and assistant in turn{', tool after calls' if takes_tools else ''}; or another chat_format"
 
 
-def check_roles(name: str, messages: Sequence[Message], roles: Collection[str]) -> None:
-    """Raises where a message has a role that the format does not write.
+_OTHER_NAMES = {"developer": "system", "human": "user", "gpt": "assistant", "function": "tool", "ipython": "tool"}
 
-    Raises:
-        DataError: D07.
-    """
+
+def _refuse_roles(name: str, messages: Sequence[Message], roles: Collection[str]) -> None:
+    """Most published templates write nothing for a role they know nothing of, and no model has learnt such a one."""
     for i, message in enumerate(messages):
         if message.role not in roles:
             raise DataError(
                 "D07",
                 f"turn {i + 1} of {len(messages)} is from {message.role!r}, which the chat format {name!r} does not "
                 f"write; it writes {', '.join(roles)}",
-                fix="leave it out, or use another chat_format",
+                fix=f"{_meant(message.role, roles)}leave it out, or use another chat_format",
             )
+
+
+def _meant(role: str, roles: Collection[str]) -> str:
+    """The name that a format has for a role known elsewhere by another."""
+    other = _OTHER_NAMES.get(role)
+    return f"did you mean {other!r}? Else " if other in roles else ""
 
 
 def _refuse_tools(name: str, messages: Sequence[Message], tools: Tools) -> None:

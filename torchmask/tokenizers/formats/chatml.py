@@ -28,7 +28,10 @@ _CALLS_INTRODUCTION = (
 
 
 def chatml(messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> list[Piece]:
-    """`<|im_start|>role\\ncontent<|im_end|>\\n` for each message; content as it is given."""
+    """`<|im_start|>role\\ncontent<|im_end|>\\n` for each message, whatever its role; content as it is given.
+
+    The published template writes any role, which is ChatML's very point; those on it (Qwen's) do not.
+    """
     pieces: list[Piece] = []
     for i, message in enumerate(messages):
         pieces += _turn(message, i)
@@ -107,7 +110,7 @@ def _answer(
     text, thought = message.text, message.reasoning_text
     if not thought and "</think>" in text:
         before, _, text = text.rpartition("</think>")
-        thought = before.partition("</think>")[0].rstrip("\n").rpartition("<think>")[2].lstrip("\n").strip("\n")
+        thought = before.partition("</think>")[0].rpartition("<think>")[2].strip("\n")
         text = text.lstrip("\n")
     if not is_after_question or not (is_last or thought):
         return said(message, turn, text, 0 if text == message.text else -1), text
@@ -192,15 +195,17 @@ def _shown_by_qwen3(message: Message) -> str | None:
 _CONTROL = ("<|im_start|>", "<|im_end|>")
 _STOPS = ("<|im_end|>", "<|endoftext|>")
 _MARKERS = ("<tool_response>", "</tool_response>")
+_QWEN_ROLES = ("system", "user", "assistant", "tool")
 
 FORMATS = (
     ChatFormat("chatml", chatml, _CONTROL, ("<|im_end|>",), shown=given_text),
-    ChatFormat("qwen2_5", qwen2_5, _CONTROL, _STOPS, shown=given_text, optional=_MARKERS, takes_tools=True),
+    ChatFormat("qwen2_5", qwen2_5, _CONTROL, _STOPS, shown=given_text, optional=_MARKERS, takes_tools=True,
+               roles=_QWEN_ROLES),
     ChatFormat("qwen3", qwen3, _CONTROL, _STOPS, shown=_shown_by_qwen3, optional=_MARKERS, takes_tools=True,
-               takes_reasoning=True),
+               takes_reasoning=True, roles=_QWEN_ROLES),
     *(
         ChatFormat(name, partial(qwen3, thinking=thinking), _CONTROL, _STOPS, shown=shown, optional=_MARKERS,
-                   takes_tools=True)
+                   takes_tools=True, roles=_QWEN_ROLES)
         for name, thinking, shown in (
             ("qwen3_nothink", "no", _shown_by_qwen3), ("qwen3_instruct", "never", given_text))
     ),

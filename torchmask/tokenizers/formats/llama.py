@@ -145,6 +145,7 @@ def _header(role: str, turn: int) -> tuple[Piece, ...]:
 
 _LLAMA3_CONTROL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _LLAMA3_STOPS = ("<|eot_id|>", "<|eom_id|>")
+_LLAMA3_ROLES = ("system", "user", "assistant", "tool", "ipython")
 
 
 def _shown_by_llama3_1(message: Message) -> str | None:
@@ -153,6 +154,14 @@ def _shown_by_llama3_1(message: Message) -> str | None:
 
 FORMATS = (
     ChatFormat("llama2", llama2, ("<s>", "</s>"), ("</s>",), alone=True),
-    ChatFormat("llama3", llama3, _LLAMA3_CONTROL, _LLAMA3_STOPS, shown=stripped_text),
-    ChatFormat("llama3_1", llama3_1, _LLAMA3_CONTROL, _LLAMA3_STOPS, shown=_shown_by_llama3_1, takes_tools=True),
+    ChatFormat("llama3", llama3, _LLAMA3_CONTROL, _LLAMA3_STOPS, shown=stripped_text, roles=_LLAMA3_ROLES),
+    ChatFormat(
+        "llama3_1",
+        llama3_1,
+        _LLAMA3_CONTROL,
+        _LLAMA3_STOPS,
+        shown=_shown_by_llama3_1,
+        takes_tools=True,
+        roles=_LLAMA3_ROLES,
+    ),
 )

@@ -10,7 +10,6 @@ from torchmask.tokenizers.formats.base import (
     ChatFormat,
     Tools,
     as_given,
-    check_roles,
     ending,
     given_text,
     token,
@@ -21,19 +20,14 @@ _ROLES = ("system", "user", "assistant")
 
 
 def phi3(
-    messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, *, name: str, writes_empty_system: bool
+    messages: Sequence[Message], tools: Tools, add_generation_prompt: bool, *, writes_empty_system: bool
 ) -> list[Piece]:
     """`<|role|>\\ncontent<|end|>\\n` for each message, and the document's end where no answer is asked for.
 
     Args:
         messages, tools, add_generation_prompt: as in every format.
-        name: the format's name.
         writes_empty_system: whether an empty system message is written (Phi-3) or left out (Phi-3.5).
-
-    Raises:
-        DataError: D07, a role that the published template would drop.
     """
-    check_roles(name, messages, _ROLES)
     pieces: list[Piece] = []
     for i, message in enumerate(messages):
         if message.role != "system" or message.text or writes_empty_system:
@@ -45,12 +39,7 @@ def phi3(
 
 
 def phi4(messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> list[Piece]:
-    """`<|im_start|>role<|im_sep|>content<|im_end|>` for each message, nothing between them.
-
-    Raises:
-        DataError: D07, a role that the published template would drop.
-    """
-    check_roles("phi4", messages, _ROLES)
+    """`<|im_start|>role<|im_sep|>content<|im_end|>` for each message, nothing between them."""
     pieces: list[Piece] = []
     for i, message in enumerate(messages):
         pieces += [*_phi4_header(message.role, i), *as_given(message, i), *ending(message, i, "<|im_end|>")]
@@ -106,11 +95,12 @@ _PHI3_STOPS = ("<|end|>", "<|endoftext|>")
 
 FORMATS = (
     *(
-        ChatFormat(name, partial(phi3, name=name, writes_empty_system=written), _PHI3_CONTROL, _PHI3_STOPS,
-                   shown=given_text)
+        ChatFormat(name, partial(phi3, writes_empty_system=written), _PHI3_CONTROL, _PHI3_STOPS,
+                   shown=given_text, roles=_ROLES)
         for name, written in (("phi3", True), ("phi3_5", False))
     ),
     ChatFormat("phi4", phi4, ("<|im_start|>", "<|im_sep|>", "<|im_end|>"), ("<|im_end|>", "<|endoftext|>"),
-               shown=given_text),
-    ChatFormat("phi4_mini", phi4_mini, _PHI3_CONTROL, _PHI3_STOPS, shown=given_text, takes_tools=True),
+               shown=given_text, roles=_ROLES),
+    ChatFormat("phi4_mini", phi4_mini, _PHI3_CONTROL, _PHI3_STOPS, shown=given_text, takes_tools=True,
+               roles=(*_ROLES, "tool")),
 )  # fmt: skip

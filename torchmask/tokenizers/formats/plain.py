@@ -12,7 +12,6 @@ from torchmask.tokenizers.formats.base import (
     ChatFormat,
     Tools,
     as_given,
-    check_roles,
     check_turns,
     ending,
     given_text,
@@ -30,12 +29,7 @@ _ALPACA_BEGINS, _ALPACA_ENDS = "Below is an instruction that describes a task", 
 
 
 def zephyr(messages: Sequence[Message], tools: Tools, add_generation_prompt: bool) -> list[Piece]:
-    """`<|role|>\\ncontent</s>\\n` for each message, the headers as text; no BOS, EOS ends a turn.
-
-    Raises:
-        DataError: D07, a role that the published template would drop.
-    """
-    check_roles("zephyr", messages, ("system", "user", "assistant"))
+    """`<|role|>\\ncontent</s>\\n` for each message, the headers as text; no BOS, EOS ends a turn."""
     pieces: list[Piece] = []
     for i, message in enumerate(messages):
         before = "\n" if i and messages[i - 1].eot else ""
@@ -97,6 +91,6 @@ def _prompt(system: Message | None, message: Message, turn: int) -> list[Piece]:
 
 
 FORMATS = (
-    ChatFormat("zephyr", zephyr, (EOS,), (EOS,), shown=given_text),
+    ChatFormat("zephyr", zephyr, (EOS,), (EOS,), shown=given_text, roles=("system", "user", "assistant")),
     ChatFormat("alpaca", alpaca, (EOS,), (EOS,), optional=(BOS,)),
 )

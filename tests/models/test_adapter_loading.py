@@ -11,6 +11,7 @@ from torchmask.errors import WeightsError
 from torchmask.lora import LoRA
 from torchmask.models import adapt, from_config, load_adapter, resize_embeddings, save_adapter, save_pretrained
 from torchmask.models.weights import save_weights
+from torchmask.modules.lora import adapted_layers
 
 CONFIG = {
     "model_type": "llama",
@@ -114,6 +115,32 @@ def test_a_configuration_alone_is_no_adapter(folder):
     refused(folder, "W03")
 
 
+def test_a_pickle_is_refused_with_what_to_do(folder):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(WeightsError) as caught:
+        load_adapter(from_config(CONFIG), folder)
+    assert caught.value.id == "W06" and "save_pretrained" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lm_head.lora_A.weight", "model.embed_tokens.lora_embedding_A"])
+def test_adapters_of_the_vocabulary_are_a_kind_of_their_own(folder, name):
+    set_tensors(folder, lambda tensors: tensors.update({f"base_model.model.{name}": torch.ones(2, 32)}))
+    assert name in refused(folder, "W10")
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was(folder):
+    def spoil(tensors):
+        tensors["base_model.model.model.embed_tokens.weight"] = torch.ones(60, 32)
+        tensors[f"{Q_PROJ}A.weight"][0, 0] = torch.nan
+
+    set_tensors(folder, spoil)
+    model = from_config(CONFIG)
+    with pytest.raises(WeightsError):
+        load_adapter(model, folder)
+    assert model.spec.vocab_size == 50 and not any(adapted_layers(model))
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_half_precision_is_read(folder):
     set_tensors(folder, lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()}))
     assert load_adapter(from_config(CONFIG), folder) == 7
@@ -122,7 +149,7 @@ def test_half_precision_is_read(folder):
 def test_a_model_grows_by_the_tokens_that_its_adapter_was_trained_on(tmp_path):
     model = from_config(CONFIG)
     resize_embeddings(model, 53)
-    adapt(model, LoRA(rank=2, also_train=["embed_tokens"]))
+    adapt(model, LoRA(rank=2, also_train=["embed_tokens", "lm_head"]))
     with torch.no_grad():
         model.embed_tokens.weight[50:] += 1.0
     save_adapter(model, tmp_path)
