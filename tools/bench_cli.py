@@ -12,7 +12,7 @@ COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "torchmask --help": ["-m", "torchmask", "--help"],
     "torchmask ls": ["-m", "torchmask", "ls"],
-    "torchmask validate": ["-m", "torchmask", "validate", "--config", "generate", "checkpoint_dir=."],
+    "torchmask validate": ["-m", "torchmask", "validate", "--config", "tiny/qa"],
 }
 REPEATS = 7
 
