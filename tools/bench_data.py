@@ -107,7 +107,8 @@ def _cpu_seconds():
 
 def _ways(tokenizer, texts, source):
     """Ways to tokenise the same rows: ours from the file to masks, the library's on ready texts."""
-    encoding = tokenizer._backend._encoding
+    backend = tokenizer._backend
+    encoding = getattr(backend, "_inner", backend)._encoding  # below tokens that the folder adds, if it does
     chunks = [texts[i : i + 2000] for i in range(0, len(texts), 2000)]
     cores = len(os.sched_getaffinity(0))
 
