@@ -1,4 +1,4 @@
-"""Tiny random models of every family, from the configurations that the tests of families use."""
+"""Tiny random models: of every family, from the configurations that the tests of families use, and one Llama."""
 
 from pathlib import Path
 
@@ -10,6 +10,15 @@ from torchmask.modules import linear_cross_entropy
 from torchmask.modules.lora import is_adapter
 
 CONFIGS = Path(__file__).parent / "models" / "configs"
+TINY_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 41,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+"""A config.json for tests of what is not the model's business: its files, names and folders."""
 
 
 def tiny(case, dtype=torch.float32):

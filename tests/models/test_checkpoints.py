@@ -7,22 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY_LLAMA
 
 from torchmask.models import FAMILIES, from_config, from_pretrained, load_pretrained, read_config, save_pretrained
-
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 41,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    save_pretrained(from_config(TINY, seed=3), tmp_path / "model")
+    save_pretrained(from_config(TINY_LLAMA, seed=3), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -57,7 +49,7 @@ def test_files_without_the_prefix_are_read(name, tmp_path):
 def test_experts_in_the_layout_that_transformers_has_in_memory_are_read(name, prefix, tmp_path):
     transformers = pytest.importorskip("transformers")
     experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
-    config = {**TINY, **experts, "model_type": name, "num_key_value_heads": 2, "head_dim": 8}
+    config = {**TINY_LLAMA, **experts, "model_type": name, "num_key_value_heads": 2, "head_dim": 8}
     config.update({"mlp_only_layers": [0]} if name == "qwen3_moe" else {})
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(

@@ -6,18 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY_LLAMA
 
 from torchmask.models import export, from_config, from_pretrained, save_pretrained
 from torchmask.models.weights import save_weights
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 41,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 SHARDED, SINGLE = 4000, 2**30
 
 
@@ -34,7 +27,7 @@ def same(one, other):
 @pytest.mark.parametrize("sizes", [(SHARDED, SINGLE), (SINGLE, SHARDED), (SHARDED, SHARDED), (SHARDED, 8000)])
 def test_a_save_replaces_the_weights_of_the_one_before(tmp_path, monkeypatch, sizes):
     transformers = pytest.importorskip("transformers")
-    before, after = (from_config(TINY, seed=seed) for seed in (1, 2))
+    before, after = (from_config(TINY_LLAMA, seed=seed) for seed in (1, 2))
     save(before, tmp_path, sizes[0], monkeypatch)
     save(after, tmp_path, sizes[1], monkeypatch)
     assert same(from_pretrained(tmp_path), after)
@@ -47,7 +40,7 @@ def test_a_save_replaces_the_weights_of_the_one_before(tmp_path, monkeypatch, si
 
 
 def test_a_sharded_model_is_saved_over_the_files_it_was_read_from(tmp_path, monkeypatch):
-    save(from_config(TINY, seed=1), tmp_path, SHARDED, monkeypatch)
+    save(from_config(TINY_LLAMA, seed=1), tmp_path, SHARDED, monkeypatch)
     model = from_pretrained(tmp_path)
     with torch.no_grad():
         model.norm.weight.fill_(3.0)
@@ -58,7 +51,7 @@ def test_a_sharded_model_is_saved_over_the_files_it_was_read_from(tmp_path, monk
 def test_other_files_of_the_folder_stay(tmp_path):
     for name in ("pytorch_model.bin", "adapter_model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_text("kept")
-    save_pretrained(from_config(TINY), tmp_path)
+    save_pretrained(from_config(TINY_LLAMA), tmp_path)
     for name in ("pytorch_model.bin", "adapter_model.safetensors", "tokenizer.json"):
         assert (tmp_path / name).read_text() == "kept"
 
@@ -76,7 +69,7 @@ def while_any(left, act):
 
 @pytest.mark.parametrize("sizes", [(SHARDED, SINGLE), (SINGLE, SHARDED), (SHARDED, SHARDED), (SINGLE, SINGLE)])
 def test_a_save_that_is_cut_off_anywhere_mixes_nothing_and_loses_nothing(tmp_path, monkeypatch, sizes):
-    before, after = (from_config(TINY, seed=seed) for seed in (1, 2))
+    before, after = (from_config(TINY_LLAMA, seed=seed) for seed in (1, 2))
     outcomes = set()
     for last in range(40):
         folder = tmp_path / str(last)
@@ -111,13 +104,13 @@ def test_a_save_that_is_cut_off_anywhere_mixes_nothing_and_loses_nothing(tmp_pat
 def test_a_file_where_the_folder_should_be_is_told(tmp_path):
     (tmp_path / "model").write_text("a file")
     with pytest.raises(ValueError, match=r"model: the model's folder cannot be made: there is a file") as caught:
-        save_pretrained(from_config(TINY), tmp_path / "model")
+        save_pretrained(from_config(TINY_LLAMA), tmp_path / "model")
     assert caught.value.id == "K05"
     assert (tmp_path / "model").read_text() == "a file"
 
 
 def test_a_head_that_was_untied_is_saved_and_config_json_says_so(tmp_path):
-    model = from_config({**TINY, "tie_word_embeddings": True}, seed=1)
+    model = from_config({**TINY_LLAMA, "tie_word_embeddings": True}, seed=1)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(41, 16))
     save_pretrained(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
@@ -127,9 +120,9 @@ def test_a_head_that_was_untied_is_saved_and_config_json_says_so(tmp_path):
 @pytest.fixture(params=["cpu", "meta"])
 def two_heads(request, tmp_path):
     """A folder whose config.json ties what its files do not, and the device that a model is built on."""
-    model = from_config({**TINY, "tie_word_embeddings": False}, seed=4)
+    model = from_config({**TINY_LLAMA, "tie_word_embeddings": False}, seed=4)
     save_pretrained(model, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**TINY, "tie_word_embeddings": True}))
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, "tie_word_embeddings": True}))
     return tmp_path, model, request.param
 
 
@@ -155,7 +148,7 @@ def test_a_tied_model_does_not_take_files_with_another_head(two_heads):
 
 
 def test_a_head_that_is_the_embedding_written_twice_stays_tied(tmp_path):
-    config = {**TINY, "tie_word_embeddings": True}
+    config = {**TINY_LLAMA, "tie_word_embeddings": True}
     save_pretrained(from_config(config, seed=4), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
@@ -181,7 +174,7 @@ UNTRUNCATED = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "truncate"
 def test_scalings_that_transformers_would_pass_over_are_exported_so_that_it_does_not(tmp_path, family, ropes):
     transformers = pytest.importorskip("transformers")
     types = ["full_attention", "sliding_attention"]
-    config = {**TINY, **ropes, "model_type": family, "head_dim": 20, "layer_types": types, "pad_token_id": None}
+    config = {**TINY_LLAMA, **ropes, "model_type": family, "head_dim": 20, "layer_types": types, "pad_token_id": None}
     model = from_config({**config, "num_key_value_heads": 2, "max_position_embeddings": 128}, seed=5)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,18 +7,10 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY_LLAMA
 
 from torchmask.models import from_config, from_pretrained, save_pretrained
 from torchmask.models.weight_files import open_folder
-
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 41,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 
 
 class Hostile:
@@ -34,7 +26,7 @@ class Hostile:
 @pytest.fixture
 def folder(tmp_path):
     """A tiny Llama in Hugging Face layout."""
-    save_pretrained(from_config(TINY, seed=3), tmp_path / "model")
+    save_pretrained(from_config(TINY_LLAMA, seed=3), tmp_path / "model")
     return tmp_path / "model"
 
 

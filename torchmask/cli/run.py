@@ -101,9 +101,7 @@ def run(words: Sequence[str]) -> int:
 def _wait_without_spinning() -> None:
     """Lets torch's threads sleep soon when one waits for another; read by libgomp when torch is imported.
 
-    Otherwise each spins for a long while, and on cores that others use too everything takes up to ten times as long:
-    16,000 tokens a second of tiny/qa on two idle cores, 460 with two other processes beside. On idle cores it makes no
-    difference that shows.
+    Otherwise each spins for a long while and takes a core from whoever computes there: see tools/bench_spin.py.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
